@@ -1,0 +1,121 @@
+"""Bytes at rest: local paths and fsspec URLs behind one small face, and writes that are whole or absent.
+
+A local write goes to a temporary name, is fsynced and renamed; an object store shows an object only when it is
+complete, so it needs no rename. Called by the shard tools, the loader, the checkpoints and the exports.
+"""
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from pipeline.config import UserError
+
+
+def is_local(url: str | Path) -> bool:
+    """True for a plain path or a file:// URL."""
+    return "://" not in str(url) or str(url).startswith("file://")
+
+
+def local_path(url: str | Path) -> Path:
+    """The path of a local URL."""
+    return Path(str(url).removeprefix("file://"))
+
+
+def join(url: str | Path, *names: str) -> str:
+    """`url/name/...` for paths and URLs alike."""
+    return "/".join([str(url).rstrip("/"), *names])
+
+
+def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of `url` and the path inside it.
+
+    Raises:
+        UserError: unknown protocol, or a protocol whose package is not installed.
+    """
+    try:
+        fs, path = url_to_fs(str(url))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url}: {error}") from None
+    return fs, str(path)
+
+
+def exists(url: str | Path) -> bool:
+    """True when an object or folder of that name is there."""
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def list_names(url: str | Path) -> list[str]:
+    """The names (last components) directly inside a folder, sorted; empty when it is not there."""
+    fs, path = filesystem(url)
+    if not fs.exists(path):
+        return []
+    return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False))
+
+
+def read_bytes(url: str | Path) -> bytes:
+    """The whole object."""
+    fs, path = filesystem(url)
+    return bytes(fs.cat_file(path))
+
+
+def read_json(url: str | Path) -> Any:
+    """The object parsed as JSON."""
+    return json.loads(read_bytes(url))
+
+
+@contextmanager
+def writing(url: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name only if the block ends without an exception, and then whole and fsynced."""
+    if not is_local(url):
+        fs, path = filesystem(url)
+        with fs.transaction, fs.open(path, "wb") as file:
+            yield file
+        return
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        sync_directory(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(url: str | Path, data: bytes) -> None:
+    """Write `data` whole or not at all."""
+    with writing(url) as file:
+        file.write(data)
+
+
+def write_json(url: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, whole or not at all."""
+    write_bytes(url, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def sync_directory(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path | str) -> str:
+    """sha256 hex digest of a local file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

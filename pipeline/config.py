@@ -4,6 +4,7 @@ Every room declares its own `XConfig(Config)` beside the code that it configures
 composes them once. Three layers are merged: the defaults of the classes, a YAML file (which may name a
 parent with `extends:`), and `a.b=c` words from the command line. Called by every command that takes a config.
 """
+
 import difflib
 import hashlib
 import json
@@ -128,8 +129,10 @@ def _known_names(schema: type[BaseModel], keys: Sequence[str]) -> set[str]:
     """The field names of the model that `keys` leads to from `schema` (tags of unions are steps of their own)."""
     models: list[type[BaseModel]] = [schema]
     for key in keys:
-        inner = [m for model in models if key in model.model_fields for m in _models_in(model.model_fields[key].annotation)]
-        models = inner or models
+        fields = [model.model_fields for model in models]
+        inner = [child for f in fields if key in f for child in _models_in(f[key].annotation)]
+        tagged = [model for model, f in zip(models, fields, strict=True) if "kind" in f and f["kind"].default == key]
+        models = inner or tagged or models
     return {name for model in models for name in model.model_fields}
 
 

@@ -5,6 +5,7 @@ any world size, after any resume, and in precomputation. The generator is Philox
 random numbers: as easy as 1, 2, 3", SC 2011); only its raw 64-bit output is used, whose stream numpy keeps
 stable, and the transforms to uniform and normal numbers stand here. Called by the stages, the loader and the sampler.
 """
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -49,10 +50,8 @@ class Draws:
     def bits(self, purpose: Purpose, epochs: Sequence[int], sample_ids: Sequence[int], count: int) -> np.ndarray:
         """Raw uint64 words, [B, count]: row b is the Philox stream of (seed, purpose) at counter (epoch, sample)."""
         key = philox_key(self.seed, purpose)
-        rows = [
-            np.random.Philox(key=key, counter=np.array([0, 0, int(epoch), int(sample)], dtype=np.uint64)).random_raw(count)
-            for epoch, sample in zip(epochs, sample_ids, strict=True)
-        ]
+        counters = np.array([(0, 0, int(e), int(s)) for e, s in zip(epochs, sample_ids, strict=True)], dtype=np.uint64)
+        rows = [np.random.Philox(key=key, counter=counter).random_raw(count) for counter in counters]
         return np.stack(rows) if rows else np.empty((0, count), dtype=np.uint64)
 
     def uniform(self, purpose: Purpose, epochs: Sequence[int], sample_ids: Sequence[int], count: int = 1) -> np.ndarray:

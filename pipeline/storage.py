@@ -3,6 +3,7 @@
 A local write goes to a temporary name, is fsynced and renamed; an object store shows an object only when it is
 complete, so it needs no rename. Called by the shard tools, the loader, the checkpoints and the exports.
 """
+
 import hashlib
 import json
 import os
@@ -72,7 +73,7 @@ def read_json(url: str | Path) -> Any:
 
 @contextmanager
 def writing(url: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only if the block ends without an exception, and then whole and fsynced."""
+    """A binary file that appears under its name only if the block ends without an exception: whole, and fsynced."""
     if not is_local(url):
         fs, path = filesystem(url)
         with fs.transaction, fs.open(path, "wb") as file:

@@ -1,0 +1,1 @@
+"""The networks, and the exported folder that carries their weights."""

@@ -1,0 +1,1 @@
+"""Diffusion mathematics without models, engines or data: noise schedules, objectives, samplers, guidance."""

@@ -1,0 +1,86 @@
+"""What the network predicts, in one class for both sides: the loss of training and the denoiser of sampling.
+
+The three parametrisations are noise ("eps", Ho et al., arXiv 2006.11239), velocity ("v", Salimans and Ho,
+arXiv 2202.00512) and the clean latent ("x0"). Weights are min-SNR (Hang et al., arXiv 2303.09556). Used by the
+diffusion stage and by `pipeline.diffusion.guidance`.
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import Config, UserError
+from pipeline.diffusion.schedule import NoiseSchedule, ScheduleConfig, build_schedule
+
+Prediction = Literal["eps", "v", "x0"]
+
+
+class ObjectiveConfig(Config):
+    """The prediction target and the weight of each timestep."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule, shared by training and sampling."""
+    prediction: Prediction = "eps"
+    """What the network's output means: the noise, the velocity, or the clean latent."""
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """Clip of the signal-to-noise ratio in the loss weight (the paper's 5); none weighs every timestep by 1."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A parametrisation over a schedule."""
+
+    schedule: NoiseSchedule
+    prediction: Prediction
+    min_snr_gamma: float | None = None
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should say at x_t: [B, ...] like `clean`."""
+        if self.prediction == "eps":
+            return noise
+        if self.prediction == "x0":
+            return clean
+        signal_scale, noise_scale = self.schedule.scales(t, clean)
+        return signal_scale * noise - noise_scale * clean
+
+    def clean(self, output: Tensor, noised: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that the network's `output` at `noised` = x_t stands for: [B, ...]."""
+        if self.prediction == "x0":
+            return output
+        signal_scale, noise_scale = self.schedule.scales(t, noised)
+        if self.prediction == "eps":
+            return (noised - noise_scale * output) / signal_scale
+        return signal_scale * noised - noise_scale * output
+
+    def weights(self) -> Tensor:
+        """Loss weight of each timestep, float64 [num_timesteps]: min(SNR, gamma) on the x0 loss, as the paper has it.
+
+        The same weight on an eps loss is min(SNR, gamma) / SNR and on a v loss min(SNR, gamma) / (SNR + 1); written so
+        that they keep their limits, 1 and 0, where a zero-terminal schedule has SNR = 0.
+        """
+        snr = self.schedule.snr
+        if self.min_snr_gamma is None:
+            return torch.ones_like(snr)
+        if self.prediction == "eps":
+            return (self.min_snr_gamma / snr).clamp(max=1.0)
+        clipped = snr.clamp(max=self.min_snr_gamma)
+        return clipped if self.prediction == "x0" else clipped / (snr + 1.0)
+
+    def loss(self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Weighted mean squared error of each sample, float32 [B]; the mean of it is what training minimises."""
+        error = output.float() - self.target(clean.float(), noise.float(), t)  # [B, ...]
+        weight = self.weights()[t.cpu()].to(error.device, torch.float32)  # [B]
+        return weight * error.square().flatten(1).mean(dim=1)  # [B]
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """The objective over the schedule that `config` describes.
+
+    Raises:
+        UserError: noise prediction with zero-terminal SNR: pure noise says nothing about the latent.
+    """
+    if config.prediction == "eps" and config.schedule.zero_terminal_snr:
+        raise UserError("prediction: eps cannot be used with zero_terminal_snr; choose v or x0")
+    return Objective(build_schedule(config.schedule), config.prediction, config.min_snr_gamma)

@@ -1,0 +1,154 @@
+"""Text towers: captions in, one state for each token out, [B, T, D], for the UNet's cross-attention.
+
+Two kinds behind one face: a small tower trained together with the UNet, and a frozen pretrained one, known by its
+open_clip name. Both are open_clip's TextTransformer (the CLIP tower of arXiv 2103.00020) with CLIP's tokenizer of 49408
+tokens. The null prompt of classifier-free guidance is the encoding of the empty caption, in training as in sampling.
+Built by `pipeline.stages.diffusion`, `pipeline.generate` and latent precomputation.
+"""
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import Config, UserError
+from pipeline.torchvision_shim import declare_missing_operators
+
+NULL_PROMPT = ""
+"""The caption that stands for "no caption"."""
+
+
+class TrainableTextConfig(Config):
+    """A tower with random weights, trained together with the UNet."""
+
+    kind: Literal["trainable"] = "trainable"
+    width: int = Field(512, gt=0)
+    """Width of the states: the UNet's `context_dim` must be equal to it."""
+    num_layers: int = Field(12, gt=0)
+    """Transformer layers."""
+    num_heads: int = Field(8, gt=0)
+    """Attention heads; they divide the width."""
+    context_length: int = Field(77, gt=2)
+    """Tokens of a caption with its start and end; longer captions are cut, shorter ones padded."""
+
+
+class PretrainedTextConfig(Config):
+    """A frozen tower of open_clip."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str
+    """open_clip model name, e.g. ViT-L-14 (SD1) or ViT-H-14 (SD2)."""
+    weights: str
+    """open_clip tag of the weights, or the path of a local checkpoint of the whole CLIP model."""
+    layer: Literal["last", "penultimate"] = "penultimate"
+    """Which layer's output is taken, before the final normalisation (SD1: last, SD2: penultimate)."""
+
+
+TextConfig = Annotated[TrainableTextConfig | PretrainedTextConfig, Field(discriminator="kind")]
+
+
+class TextTower(nn.Module):
+    """Tokenizer and transformer; `width` and `context_length` are those of its states [B, T, D]."""
+
+    def __init__(self, transformer: nn.Module, tokenizer: Callable[..., Tensor], layer: int, frozen: bool) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.frozen = frozen
+        self._tokenizer = tokenizer
+        self._layer = layer
+        if frozen:
+            self.requires_grad_(False).eval()
+
+    @property
+    def width(self) -> int:
+        """D, the width of the states."""
+        return int(self.transformer.width)
+
+    @property
+    def context_length(self) -> int:
+        """T, the number of states of a caption."""
+        return int(self.transformer.context_length)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Token numbers, int64 [B, T] on the CPU: start, the caption, end, zeros."""
+        return self._tokenizer(list(captions), context_length=self.context_length)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token numbers [B, T] -> states after the final normalisation [B, T, D]; no gradient through a frozen tower."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            output = self.transformer.forward_intermediates(
+                tokens,
+                indices=[self._layer],
+                stop_early=True,
+                normalize_intermediates=True,
+                intermediates_only=True,
+                output_fmt="NLC",
+            )
+        return output["text_intermediates"][0]  # [B, T, D]
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """States of the captions [B, T, D] on the tower's device."""
+        device = next(self.parameters()).device
+        return self(self.tokenize(captions).to(device))  # [B, T, D]
+
+    def train(self, mode: bool = True) -> "TextTower":
+        """As in torch, but a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def digest(self) -> str:
+        """sha256 of the weights: stored text states are valid for a tower of this digest only."""
+        total = hashlib.sha256(f"layer {self._layer}".encode())
+        for name, tensor in sorted(self.transformer.state_dict().items()):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+
+def build_text_tower(config: TrainableTextConfig | PretrainedTextConfig) -> TextTower:
+    """The tower that `config` describes.
+
+    Raises:
+        UserError: heads that do not divide the width, an unknown name, or weights that are not there.
+    """
+    declare_missing_operators()
+    if config.kind == "trainable":
+        return _trainable(config)
+    return _pretrained(config)
+
+
+def _trainable(config: TrainableTextConfig) -> TextTower:
+    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip.transformer import TextTransformer
+
+    if config.width % config.num_heads:
+        raise UserError(f"text.num_heads: {config.num_heads} heads do not divide the width {config.width}")
+    tokenizer = SimpleTokenizer(context_length=config.context_length)
+    transformer = TextTransformer(
+        context_length=config.context_length,
+        vocab_size=tokenizer.vocab_size,
+        width=config.width,
+        heads=config.num_heads,
+        layers=config.num_layers,
+        output_dim=None,
+    )
+    return TextTower(transformer, tokenizer, layer=config.num_layers - 1, frozen=False)
+
+
+def _pretrained(config: PretrainedTextConfig) -> TextTower:
+    import open_clip
+
+    if config.name not in open_clip.list_models():
+        raise UserError(f"text.name: {config.name!r} is no open_clip model; see open_clip.list_models()")
+    try:
+        model = open_clip.create_model(
+            config.name, pretrained=config.weights, force_custom_text=True, require_pretrained=True
+        )
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"text.weights: {config.weights!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if not isinstance(model.text, open_clip.transformer.TextTransformer):
+        raise UserError(f"text.name: the text tower of {config.name!r} is not CLIP's; choose e.g. ViT-H-14")
+    num_layers = int(model.text.transformer.layers)
+    layer = num_layers - 1 if config.layer == "last" else num_layers - 2
+    return TextTower(model.text, open_clip.get_tokenizer(config.name), layer=layer, frozen=True)

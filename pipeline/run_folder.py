@@ -1,0 +1,87 @@
+"""A run folder: what a run leaves on disk, and the guard that keeps two different runs out of one folder.
+
+    runs/NAME/
+      config.yaml      the resolved config; this folder trains again from it
+      lineage.json     data, code, parents and versions that the run started from
+      autoencoder/     second stage only: the exported first stage that it learns on
+      journal/         fsynced events: losses, figures, pictures, commits
+      checkpoints/     gen-000123/ generations, each whole and hashed
+      samples/         picture grids made through training
+      export/          packages made from the newest generation
+      quarantine.jsonl samples that did not decode
+      report.html      curves, pictures, restarts
+
+Called by `pipeline.experiment` before anything is built.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.config import Config, UserError, config_differences, dump_config
+
+FREE_TO_CHANGE = ("run", "trainer", "engine", "tracking", "optim")
+"""Groups that may differ when a run goes on: the topology, the length, the cadences and the learning rate."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def lineage(self) -> Path:
+        """What the run started from."""
+        return self.path / "lineage.json"
+
+    @property
+    def autoencoder(self) -> Path:
+        """The first stage that a second stage learns on."""
+        return self.path / "autoencoder"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Generations of the training state."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Picture grids."""
+        return self.path / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The page about this run."""
+        return self.path / "report.html"
+
+    @property
+    def quarantine(self) -> Path:
+        """Samples that did not decode."""
+        return self.path / "quarantine.jsonl"
+
+
+def claim(run: RunFolder, config: Config, lineage: Mapping[str, Any]) -> list[str]:
+    """Make the folder, or go on in it; returns what changed since it was made, one line for each setting.
+
+    Raises:
+        UserError: the folder holds a run whose data, model or seed differ: named with both values.
+    """
+    if run.config.is_file():
+        changes = config_differences(yaml.safe_load(run.config.read_text()), config.model_dump(mode="json"))
+        fixed = [line for line in changes if line.partition(":")[0].partition(".")[0] not in FREE_TO_CHANGE]
+        if fixed:
+            raise UserError(f"{run.path} holds another run ({'; '.join(fixed)}): undo the change, or name another run=")
+        return changes
+    storage.write_json(run.lineage, lineage)
+    storage.write_bytes(run.config, dump_config(config).encode())
+    return []

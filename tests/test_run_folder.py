@@ -1,0 +1,55 @@
+"""A run folder takes the same run again and refuses another one, naming what differs."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, UserError
+from pipeline.run_folder import RunFolder, claim
+
+
+class Trainer(Config):
+    total_samples: int = 100
+
+
+class Stage(Config):
+    channels: int = 8
+
+
+class Experiment(Config):
+    run: str = "runs/a"
+    seed: int = 0
+    runner: str = "a setting whose name begins like a free one"
+    stage: Stage = Stage()
+    trainer: Trainer = Trainer()
+
+
+def test_the_same_config_goes_on_and_the_first_lineage_stays(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert claim(run, Experiment(), {"world_size": 1}) == []
+    assert claim(run, Experiment(), {"world_size": 2}) == []
+    assert '"world_size": 1' in run.lineage.read_text()
+
+
+def test_length_and_topology_may_change_and_the_change_is_told(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    claim(run, Experiment(), {})
+    assert claim(run, Experiment(trainer=Trainer(total_samples=200)), {}) == ["trainer.total_samples: 100 -> 200"]
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (Experiment(seed=1), "seed: 0 -> 1"),
+        (Experiment(stage=Stage(channels=9)), "stage.channels: 8 -> 9"),
+        (Experiment(runner="b"), "runner: "),
+    ],
+)
+def test_another_run_is_refused_by_name_and_values(tmp_path: Path, other: Experiment, line: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    claim(run, Experiment(), {})
+    before = run.config.read_text()
+    with pytest.raises(UserError) as caught:
+        claim(run, other, {})
+    assert line in str(caught.value) and "name another run=" in str(caught.value)
+    assert run.config.read_text() == before

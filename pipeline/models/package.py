@@ -137,7 +137,7 @@ def load_package(folder: Path | str) -> Package:
     place = Path(folder)
     for name in (CONFIG, WEIGHTS, LINEAGE):
         if not (place / name).is_file():
-            raise UserError(f"{place}: not an exported model, {name} is missing; `tessera export RUN --out DIR` writes one")
+            raise UserError(f"{place}: not an exported model, {name} is missing; `tessera export` writes one")
     try:
         document = yaml.safe_load((place / CONFIG).read_text())
         lineage = json.loads((place / LINEAGE).read_text())
@@ -145,7 +145,7 @@ def load_package(folder: Path | str) -> Package:
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{place}: unreadable package ({type(error).__name__}: {error}); export it again") from None
     if kind not in KINDS or form != FORMAT:
-        raise UserError(f"{place}: package of kind {kind!r}, format {form!r}; this version reads {KINDS}, format {FORMAT}")
+        raise UserError(f"{place}: package kind {kind!r}, format {form!r}; this version reads {KINDS}, format {FORMAT}")
     package = Package(place, kind, config, lineage)
     _check_autoencoder(package, document.get("autoencoder_digest"))
     return package
@@ -165,7 +165,8 @@ def _check_autoencoder(package: Package, expected: str | None) -> None:
     inner = package.autoencoder
     if inner is not None and not inner.digest == expected == package.lineage.get("autoencoder_digest"):
         raise UserError(
-            f"{package.folder}: trained on autoencoder {str(expected)[:12]}, but autoencoder/ is {inner.digest[:12]}; export again"
+            f"{package.folder}: trained on autoencoder {str(expected)[:12]}, but autoencoder/ holds"
+            f" {inner.digest[:12]}; export it again"
         )
 
 

@@ -43,7 +43,7 @@ def test_digest_is_what_sha256sum_says_and_leaves_out_the_evaluation(tmp_path: P
     assert package_digest(tmp_path / "ae") == package.digest
     assert load_package(tmp_path / "ae").evaluation == {"metrics": {"psnr": 20.0}}
     command = "sha256sum config.yaml model.safetensors | sha256sum"
-    printed = subprocess.run(command, shell=True, cwd=tmp_path / "ae", capture_output=True, text=True, check=True).stdout
+    printed = subprocess.check_output(command, shell=True, cwd=tmp_path / "ae", text=True)
     assert printed.split()[0] == package.digest
 
 

@@ -1,0 +1,81 @@
+"""setup.cfg names every library that the code imports, constraints.txt pins it, and neither names anything else."""
+
+import ast
+import configparser
+import re
+import sys
+from importlib.metadata import packages_distributions
+
+from packaging.requirements import Requirement
+
+from tests.source import PACKAGES, ROOT, modules
+
+NEEDED_BY_OTHERS = {
+    "ninja": "deepspeed compiles with it",
+    "s3fs": "fsspec opens s3:// URLs through it",
+    "mypy": "make lint",
+    "ruff": "make lint",
+    "types-pyyaml": "make lint",
+    "pytest-timeout": "stops a test that hangs",
+}
+"""Requirements that no file imports, and why they stand in setup.cfg."""
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements() -> dict[str, dict[str, Requirement]]:
+    """Extra name ("" for the plain install) -> distribution name -> requirement."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    groups = {"": config["options"]["install_requires"], **config["options.extras_require"]}
+    parsed = {extra: [Requirement(line) for line in text.split("\n") if line] for extra, text in groups.items()}
+    return {extra: {canonical(r.name): r for r in rows} for extra, rows in parsed.items()}
+
+
+def imported_distributions(sources: list[str]) -> set[str]:
+    """The distributions whose packages are imported anywhere in `sources`."""
+    tops = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                tops.add(node.module.partition(".")[0])
+    tops -= {*sys.stdlib_module_names, *PACKAGES, "tests", "benchmarks"}
+    known = packages_distributions()
+    return {canonical(known[top][0]) if top in known else top for top in tops}
+
+
+def pins() -> dict[str, str]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return {canonical(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+
+
+def test_every_import_is_declared() -> None:
+    declared = {name for group in requirements().values() for name in group}
+    missing = imported_distributions([module.text for module in modules().values()]) - declared
+    assert not missing, f"imported, and not in setup.cfg: {sorted(missing)}"
+
+
+def test_every_requirement_is_used() -> None:
+    folders = [folder for folder in (*PACKAGES, "tests", "benchmarks") if (ROOT / folder).is_dir()]
+    sources = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    declared = {name for group in requirements().values() for name in group}
+    unused = declared - imported_distributions(sources) - set(NEEDED_BY_OTHERS)
+    assert not unused, f"in setup.cfg, and imported nowhere: {sorted(unused)}"
+
+
+def test_pins_lie_inside_the_ranges() -> None:
+    pinned = pins()
+    for group in (requirements()[""], requirements()["dev"]):
+        for name, requirement in group.items():
+            assert name in pinned, f"{name}: not pinned in constraints.txt"
+            assert requirement.specifier.contains(pinned[name]), f"{requirement}: constraints.txt pins {pinned[name]}"
+
+
+def test_no_place_to_install_from_is_named() -> None:
+    for name in ("constraints.txt", "setup.cfg", "pyproject.toml", "Makefile", ".ci/run"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"index-url|find-links|file://", text), f"{name}: an installation source belongs to the machine"

@@ -1,0 +1,205 @@
+"""This process among its peers: start, device, the few collectives that the program needs, and the agreed stop.
+
+Under torchrun or Slurm the rendezvous comes from the environment; without it the process is a world of one, which
+needs no port. Every other room asks here and never `torch.distributed`, so each works in a plain process as well.
+"""
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import Config, UserError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What a scheduler, a terminal and Slurm's `--signal=USR1@...` send when a run should save and leave."""
+
+T = TypeVar("T")
+
+
+class ProcessConfig(Config):
+    """How the processes of a run find and wait for each other."""
+
+    device: str = "auto"
+    """`auto` (the rank's GPU where there is one), `cpu` or `cuda`."""
+    timeout_seconds: float = Field(default=1800.0, gt=0)
+    """How long a collective waits for a missing rank before the run fails."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where this process stands in the run."""
+
+    rank: int = 0
+    """Number among all processes."""
+    local_rank: int = 0
+    """Number among the processes of this machine."""
+    world_size: int = 1
+    """How many processes there are."""
+    device: torch.device = torch.device("cpu")
+    """Where this rank computes."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that talks: console, journal, pictures."""
+        return self.rank == 0
+
+
+def start(config: ProcessConfig | None = None) -> Process:
+    """Join the process group (or found a world of one) and choose the device. Calling it twice is harmless.
+
+    Raises:
+        UserError: the environment names a world but not the whole rendezvous, or a device that is not there.
+    """
+    config = config or ProcessConfig()
+    rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+    local_rank = _environment("LOCAL_RANK", 0)
+    device = _device(config.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=config.timeout_seconds)
+        if world_size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            _require_rendezvous(world_size)
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    return Process(rank, local_rank, world_size, device)
+
+
+def finish() -> None:
+    """Leave the process group; harmless when there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes; 1 when no process group was started."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 when no process group was started."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place; returns `tensor`. The identity in a world of one."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean over ranks, in place; returns `tensor`. The identity in a world of one."""
+    return all_reduce_sum(tensor).div_(world_size()) if world_size() > 1 else tensor
+
+
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """The values of rank `source` on every rank, in place; returns `tensor`."""
+    if world_size() > 1:
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def gather_objects(value: T) -> list[T]:
+    """The picklable `value` of every rank, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_object(value: T) -> T:
+    """The picklable `value` of rank 0 on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Return when every rank has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def mean_of_floats(values: Sequence[float]) -> list[float]:
+    """Mean over ranks of each value, in float64, the same bits on every rank; travels over the CPU.
+
+    A NaN of any rank makes the mean of that value NaN on all.
+    """
+    return all_reduce_mean(torch.tensor(list(values), dtype=torch.float64)).tolist()
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank when `flag` is true on any. Travels over the CPU, so a GPU is not waited for."""
+    return bool(all_reduce_sum(torch.tensor(int(flag))))
+
+
+@dataclass
+class StopRequest:
+    """Whether this rank was asked to stop. Ranks hear of it at different moments: agree before acting on it."""
+
+    requested: bool = False
+    """Set by a signal, or by whoever wants the run to end at the next step boundary."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside the block SIGTERM, SIGINT and SIGUSR1 only raise a flag; a second SIGINT acts as usual."""
+    stop = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.requested = True
+
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+        yield stop
+        return
+    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise UserError(f"{name}={text!r} in the environment is not a whole number: unset it, or start with torchrun")
+    return int(text)
+
+
+def _require_rendezvous(world_size: int) -> None:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        names = ", ".join(missing)
+        raise UserError(f"WORLD_SIZE={world_size} but {names} not set: start with torchrun, or unset WORLD_SIZE")
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda":
+        raise UserError(f"process.device={name!r}: use auto, cpu or cuda")
+    if local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"local rank {local_rank} has no GPU of its own ({count} visible): start fewer processes")
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,256 @@
+"""The one training loop: restore, then step, measure, look, save, until the samples are used up or a stop is asked for.
+
+`fit` knows neither the model nor the objective (a `Stage` does) nor where numbers go (a `Journal` does). Progress is
+counted in samples, so a run may be resumed with another number of ranks. Called by `pipeline.commands.train`.
+"""
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import Config, UserError
+from pipeline.distributed.fragments import Stateful
+from pipeline.distributed.process import Process, StopRequest, mean_of_floats, stop_on_signals
+from pipeline.storage import writing
+
+
+class TrainerConfig(Config):
+    """How long to train, and how often to look and to save."""
+
+    total_samples: int = Field(gt=0)
+    """Samples to train on; the run ends with the first step that reaches it."""
+    batch_size: int = Field(gt=0)
+    """Samples of one step over all ranks."""
+    checkpoint_every_samples: int = Field(gt=0)
+    """Distance of two generations; the end of the run and a stop always write one."""
+    validate_every_samples: int = Field(default=0, ge=0)
+    """Distance of two validation passes; 0 is only at the end."""
+    preview_every_samples: int = Field(default=0, ge=0)
+    """Distance of two preview pictures; 0 is only at the end."""
+    log_every_steps: int = Field(default=50, gt=0)
+    """Steps between two lines on the console and in the journal."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Generations that stay on disk."""
+
+
+@dataclass
+class TrainState:
+    """How far the run has come."""
+
+    samples_seen: int = 0
+    """Samples trained on, over all ranks and attempts."""
+    step: int = 0
+    """Optimizer steps made."""
+
+
+class Stage(Protocol):
+    """An objective with its models, engines and averages. It counts no steps and logs nothing."""
+
+    def train_step(self, batch: Any, step: int, samples_seen: int, total_samples: int) -> Mapping[str, Tensor | float]:
+        """Train on the rank's part of one global batch.
+
+        Args:
+            batch: a `pipeline.data` Batch.
+            step, samples_seen: steps and samples before this one.
+            total_samples: where the run ends, for schedules.
+
+        Returns:
+            Detached scalars, the same names on every rank; those that end in `_loss` must stay finite.
+        """
+        ...
+
+    def validate(self, batches: Iterable[Any]) -> Mapping[str, float]:
+        """Metrics over one whole pass, exact over ranks. Collective."""
+        ...
+
+    def preview(self) -> np.ndarray:
+        """A picture that shows the state of the model, uint8 [H, W, 3]. Collective."""
+        ...
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """Everything that a checkpoint has to carry, by name."""
+        ...
+
+
+class Batches(Protocol):
+    """The training data (`pipeline.data` Loader)."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the data manifest."""
+        ...
+
+    def batches(self, samples_seen: int) -> Iterator[Any]:
+        """Endless rank-local batches, starting with global sample number `samples_seen`."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Where generations are kept (`pipeline.checkpoint` CheckpointStore)."""
+
+    def save(self, progress: dict[str, Any], parts: Mapping[str, Stateful]) -> int: ...
+
+    def restore(self, parts: Mapping[str, Stateful]) -> dict[str, Any] | None: ...
+
+
+class Journal(Protocol):
+    """Where numbers and pictures go (`pipeline.tracking` Journal); only the main rank's is enabled."""
+
+    def metrics(self, values: Mapping[str, float], step: int, samples_seen: int) -> None: ...
+
+    def picture(self, name: str, path: Path, samples_seen: int) -> None: ...
+
+    def committed(self, generation: int, samples_seen: int) -> None: ...
+
+    def resumed(self, samples_seen: int) -> None: ...
+
+
+class DivergedError(Exception):
+    """A loss is no longer finite: going on would only spoil the weights."""
+
+
+def due(before: int, after: int, every: int) -> bool:
+    """True when a multiple of `every` lies in (before, after]; never for `every` = 0."""
+    return every > 0 and after // every > before // every
+
+
+def fit(
+    stage: Stage,
+    loader: Batches,
+    validation: Callable[[], Iterable[Any]] | None,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    process: Process,
+    config: TrainerConfig,
+    pictures: Path,
+) -> TrainState:
+    """Train until `total_samples` or a stop signal; the same call again goes on where the last generation ended.
+
+    Args:
+        validation: opens one pass over the validation data; None never validates.
+        pictures: folder of the preview pictures.
+
+    Returns:
+        The state that was saved last; the run is complete when `samples_seen >= total_samples`.
+
+    Raises:
+        DivergedError: a loss is not finite; names it and the step, on every rank.
+        UserError: the checkpoint was trained on other data.
+    """
+    # Order of initialisation:
+    # 1. the newest good generation, before any data is opened: it says where the data begins;
+    state = _restore(stage, loader, checkpoints, journal)
+    # 2. the signal handlers: from here on a stop ends in a saved generation;
+    with stop_on_signals() as stop:
+        # 3. the data, at exactly the next sample;
+        batches = loader.batches(state.samples_seen)
+        # 4. the clock, last: it measures training only.
+        pace = Pace(config, state)
+        stopping = False
+        while state.samples_seen < config.total_samples and not stopping:
+            batch = pace.waiting_for(batches)
+            measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
+            before, state = state, TrainState(state.samples_seen + config.batch_size, state.step + 1)
+            metrics, stopping = _agree(measured, stop, state)
+            last = state.samples_seen >= config.total_samples
+
+            if last or due(before.step, state.step, config.log_every_steps):
+                metrics |= pace.lap(state)
+                journal.metrics(metrics, state.step, state.samples_seen)
+                if process.is_main:
+                    print(pace.line(state, metrics), flush=True)
+            if validation and (last or due(before.samples_seen, state.samples_seen, config.validate_every_samples)):
+                journal.metrics(stage.validate(validation()), state.step, state.samples_seen)
+            if last or due(before.samples_seen, state.samples_seen, config.preview_every_samples):
+                _save_picture(stage.preview(), pictures, journal, process, state)
+            # Last, so that a generation holds what validation wrote into the model, and the journal is ahead of it.
+            if last or stopping or due(before.samples_seen, state.samples_seen, config.checkpoint_every_samples):
+                generation = checkpoints.save(_progress(state, loader), stage.parts())
+                journal.committed(generation, state.samples_seen)
+    return state
+
+
+def _progress(state: TrainState, loader: Batches) -> dict[str, Any]:
+    return {"samples_seen": state.samples_seen, "step": state.step, "data": loader.digest}
+
+
+def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: Journal) -> TrainState:
+    progress = checkpoints.restore(stage.parts())
+    if progress is None:
+        return TrainState()
+    if progress["data"] != loader.digest:
+        raise UserError(
+            f"this run was trained on the data {progress['data'][:12]}, data.train is {loader.digest[:12]}: "
+            "give the same data, or another run folder"
+        )
+    journal.resumed(progress["samples_seen"])
+    return TrainState(progress["samples_seen"], progress["step"])
+
+
+def _agree(
+    measured: Mapping[str, Tensor | float], stop: StopRequest, state: TrainState
+) -> tuple[dict[str, float], bool]:
+    """The step's metrics as means over ranks, and whether any rank was asked to stop: one collective for both."""
+    names = sorted(measured)
+    *means, stops = mean_of_floats([*(float(measured[name]) for name in names), float(stop.requested)])
+    metrics = dict(zip(names, means, strict=True))
+    for name, value in metrics.items():
+        if name.endswith("_loss") and not math.isfinite(value):
+            raise DivergedError(f"step {state.step}: {name} is {value}; lower the learning rate or set clip_norm")
+    return metrics, stops > 0
+
+
+def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: Process, state: TrainState) -> None:
+    if not process.is_main:
+        return
+    path = folder / f"preview-{state.samples_seen:010d}.png"
+    with writing(path) as file:
+        Image.fromarray(picture).save(file, format="png")
+    journal.picture("preview", path, state.samples_seen)
+
+
+class Pace:
+    """The speed since the last line: steps and samples per second, share of time spent waiting for data, time left."""
+
+    def __init__(self, config: TrainerConfig, state: TrainState) -> None:
+        self.config, self.marked, self.begin = config, state, time.monotonic()
+        self.waited = self.samples_per_second = 0.0
+
+    def waiting_for(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the time until it comes counts as a stall."""
+        begin = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - begin
+        return batch
+
+    def lap(self, state: TrainState) -> dict[str, float]:
+        """The speed since the last lap, as metrics of the journal; begins the next lap."""
+        now = time.monotonic()
+        seconds = max(now - self.begin, 1e-9)
+        self.samples_per_second = (state.samples_seen - self.marked.samples_seen) / seconds
+        speed = {
+            "steps_per_second": (state.step - self.marked.step) / seconds,
+            "images_per_second": self.samples_per_second,
+            "data_stall_share": self.waited / seconds,
+        }
+        self.marked, self.begin, self.waited = state, now, 0.0
+        return speed
+
+    def line(self, state: TrainState, metrics: Mapping[str, float]) -> str:
+        """One console line: where, how fast, how good, how long still."""
+        left = max(self.config.total_samples - state.samples_seen, 0) / max(self.samples_per_second, 1e-9)
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith("_loss"))
+        return (
+            f"{state.samples_seen:>9,}/{self.config.total_samples:,} samples  "
+            f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
+            f"data stall {metrics['data_stall_share']:.0%}  "
+            f"{losses}  left {timedelta(seconds=round(left))}"
+        )

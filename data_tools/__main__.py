@@ -1,0 +1,24 @@
+"""The console program `tessera-data`: one line for each command, whose module is imported only when it is chosen."""
+
+import sys
+
+from pipeline.command_line import run_program
+
+ABOUT = "Turn pictures with captions into WebDataset shards, check them and look at them."
+COMMANDS = {
+    "draw": "make captioned pictures on the spot: coloured shapes, or emoji",
+    "shard": "turn a folder or a table of pictures with captions into shards",
+    "index": "index WebDataset tars of foreign origin, so that they can be trained on",
+    "validate": "check every byte, picture and caption of a dataset",
+    "report": "one HTML page about a dataset: counts, failures, sizes, words, pictures",
+    "precompute": "encode pictures and captions once: latents and text states in shards",
+}
+
+
+def main() -> int:
+    """Entry point of the console script."""
+    return run_program("tessera-data", ABOUT, COMMANDS, "data_tools.commands", sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

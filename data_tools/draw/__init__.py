@@ -1,0 +1,1 @@
+"""Captioned pictures made on the spot, for recipes and tests that need no download."""

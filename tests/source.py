@@ -1,4 +1,4 @@
-"""The source tree as data: modules, their imports and their definitions. Read by the tests that keep the house in order."""
+"""The source tree as data: modules and what they import. Read by the tests that keep the house in order."""
 
 import ast
 from dataclasses import dataclass

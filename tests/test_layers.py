@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.source import ROOT, Module, import_graph, is_inside, modules
+from tests.source import PACKAGES, ROOT, Module, import_graph, is_inside, modules
 
 FLOORS = (
     ("launch", "pipeline.__main__", "pipeline.commands"),
@@ -182,7 +182,7 @@ def test_importing_the_experiment_touches_nothing(tmp_path: Path) -> None:
     assert (result.stdout, list(tmp_path.iterdir())) == ("", [])
 
 
-@pytest.mark.parametrize("entry", ["pipeline.experiment", "pipeline.__main__", "data_tools.__main__", "launch.__main__"])
+@pytest.mark.parametrize("entry", ["pipeline.experiment", *(f"{package}.__main__" for package in PACKAGES)])
 def test_entries_import_nothing_heavy(entry: str, tmp_path: Path) -> None:
     heavy = HEAVY if entry == "pipeline.experiment" else (*HEAVY, "torch", "numpy")
     result = run_python(f"import {entry}; print(*sorted(set({heavy!r}) & set(sys.modules)))", tmp_path)

@@ -1,0 +1,77 @@
+"""Train as a Slurm job that saves before its time is up, queues itself again, and goes on.
+
+Example:
+    tessera-launch slurm configs/diffusion/shapes.yaml run=runs/mine --nodes 4 --nproc 8 --time 24:00:00 \\
+        --sbatch=--partition=gpu --sbatch=--account=me
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+
+from launch.job import Job, add_arguments, make_job, positive, render, write_job
+from pipeline.command_line import EXIT_DONE, EXIT_FAILED
+from pipeline.config import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tessera-launch slurm`."""
+    add_arguments(parser)
+    add = parser.add_argument
+    add("--nodes", type=positive, required=True, metavar="N", help="machines")
+    add("--nproc", type=positive, required=True, metavar="K", help="ranks per machine: one per GPU")
+    add("--time", required=True, metavar="D-HH:MM:SS", help="limit of one start; the job queues itself again")
+    add("--cpus-per-rank", type=positive, default=8, metavar="C", help="CPU cores per rank (default: 8)")
+    add("--cpu", action="store_true", help="ask for no GPUs")
+    add("--sbatch", action="append", default=[], metavar="--KEY=VALUE", help="one more #SBATCH line each")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, copy, render, submit; prints the job number and the log.
+
+    Raises:
+        UserError: an option that is none, or no sbatch on this machine.
+    """
+    job = make_job(args, args.nodes, args.nproc)
+    check_for_directives(job, [f"--time={args.time}", *args.sbatch])
+    script = render(
+        "slurm.sbatch",
+        job,
+        cpus=args.nproc * args.cpus_per_rank,
+        gpus=0 if args.cpu else args.nproc,
+        time=args.time,
+        options=args.sbatch,
+    )
+    if args.dry_run:
+        print(script, end="")
+        return EXIT_DONE
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch: not on this machine; run this on a login node, or look at the script with --dry-run")
+    return submit(job, script)
+
+
+def check_for_directives(job: Job, options: list[str]) -> None:
+    """`#SBATCH` lines have no quoting: refuse what would end one or start another.
+
+    Raises:
+        UserError: an option that does not read --key or --key=value, or a run folder with spaces.
+    """
+    for option in options:
+        if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", option):
+            raise UserError(f"--sbatch {option!r}: write --sbatch=--key=value, without spaces")
+    if re.search(r"\s", str(job.run)):
+        raise UserError(f"run={str(job.run)!r}: Slurm's log path cannot hold spaces; name another run folder")
+
+
+def submit(job: Job, script: str) -> int:
+    """Hand the script to sbatch; returns the exit code."""
+    path = write_job(job, "slurm.sbatch", script)
+    answer = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        print(f"tessera-launch: sbatch refused {path}: {answer.stderr.strip()}", file=sys.stderr)
+        return EXIT_FAILED
+    number = answer.stdout.strip().partition(";")[0]
+    print(f"job {number}; log: {job.folder}/slurm-{number}.out; cancel: scancel {number}")
+    return EXIT_DONE

@@ -38,6 +38,14 @@ class BlockIndex:
         shard = self._shard_of(sample_id)
         return self._shards[shard].name, sample_id - int(self._first[shard])
 
+    def block_of(self, sample_id: int) -> int:
+        """The block that holds a sample."""
+        return sample_id // self._block_samples
+
+    def place_in_block(self, sample_id: int) -> int:
+        """Place of a sample among those of its block."""
+        return sample_id % self._block_samples
+
     def ranges(self, block: int) -> list[ByteRange]:
         """The byte ranges of a block, in sample order.
 

@@ -72,7 +72,8 @@ class BlockSource:
             except TarError as error:
                 return error
             if len(found) != piece.num_samples:
-                return TarError(f"bytes {piece.start}-{piece.stop}: {len(found)} samples instead of {piece.num_samples}")
+                count = f"{len(found)} samples instead of {piece.num_samples}"
+                return TarError(f"bytes {piece.start}-{piece.stop}: {count}")
             samples += found
         return samples
 
@@ -87,9 +88,9 @@ def read_range(url: str, piece: ByteRange) -> bytes:
     try:
         data = _read_local(url, piece) if storage.is_local(url) else _read_remote(url, piece)
     except FileNotFoundError:
-        raise UserError(f"{url}: not found, though the manifest names it; copy it there or index the folder again") from None
+        raise UserError(f"{url}: not found, though the manifest names it; copy it there, or index again") from None
     if len(data) != piece.stop - piece.start:
-        raise UserError(f"{url}: ends before byte {piece.stop}; the tar is cut off or its index is stale, index it again")
+        raise UserError(f"{url}: ends before byte {piece.stop}; the tar is cut off or its index stale, index again")
     return data
 
 

@@ -1,4 +1,4 @@
-"""The order is a bijection of every epoch, the same everywhere, independent of world size, and well mixed (P1-P5, P8)."""
+"""The order is a bijection of every epoch, the same everywhere, independent of world size, well mixed (P1-P5, P8)."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,8 @@ def served(order, start, stop, world_size, batch_size):
     for first in range(start, stop, batch_size):
         batch = np.empty((batch_size, 2), dtype=np.int64)
         for rank in range(world_size):
-            batch[rank::world_size] = np.stack(order.samples_at(np.arange(first + rank, first + batch_size, world_size)), 1)
+            positions = np.arange(first + rank, first + batch_size, world_size)
+            batch[rank::world_size] = np.stack(order.samples_at(positions), 1)
         batches.append(batch)
     return np.concatenate(batches)
 
@@ -51,7 +52,10 @@ def test_global_batches_do_not_depend_on_the_world_size(order, world_size, per_r
     assert np.array_equal(served(order, start, stop, world_size, batch_size), served(order, start, stop, 1, batch_size))
 
 
-@given(ORDERS, st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 8), st.integers(0, 5)), min_size=1, max_size=5))
+RUNS = st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 8), st.integers(0, 5)), min_size=1, max_size=5)
+
+
+@given(ORDERS, RUNS)
 def test_resume_with_other_ranks_and_batch_sizes_continues_the_stream(order, runs):  # P3, P4
     seen, parts = 0, []
     for world_size, per_rank, num_steps in runs:

@@ -1,0 +1,211 @@
+"""The data of a run: an exact endless stream for training, one exact pass for everything else.
+
+`Loader` serves global batches cut from the endless sample axis of `order.py`: the batch at `samples_seen` holds the
+same samples in the same order for every world size, and its whole state is that one number. `OrderedReader` serves each
+sample once, in the order of the manifest. Called by the experiment, the evaluation and precomputation.
+"""
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pipeline.config import UserError
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import DataConfig, load_dataset, open_reader
+from pipeline.data.order import SampleOrder
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.read_ahead import ReadAhead
+from pipeline.data.reader import Slots
+from pipeline.randomness import Draws
+
+PLANNED_SAMPLES = 4096
+"""Positions whose order is computed in one go: the arithmetic costs as much for one as for hundreds."""
+
+
+class Loader:
+    """Training batches of one rank; owns threads, so close it (or use it in a `with`).
+
+    Args:
+        url: dataset folder; its manifest says whether it holds images or latents.
+        seed: of the run; with the manifest and the config's `num_lanes` and `block_samples` it fixes the order.
+        batch_size: samples of one step over all ranks.
+        quarantine: JSON lines file of unreadable samples; None writes none.
+        expect_autoencoder: digest that latents must be stamped with; None takes any.
+
+    Raises:
+        UserError: no manifest, no samples, a batch size that the ranks do not divide, or stale latents.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        config: DataConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        batch_size: int,
+        quarantine: Path | None = None,
+        expect_autoencoder: str | None = None,
+    ) -> None:
+        if batch_size % world_size:
+            low = batch_size - batch_size % world_size
+            near = " or ".join(str(n) for n in (low, low + world_size) if n)
+            raise UserError(f"batch_size {batch_size} does not divide by {world_size} ranks; take {near}")
+        self._manifest = load_dataset(url, expect_autoencoder)
+        self._config, self._rank, self._world_size, self._batch_size = config, rank, world_size, batch_size
+        self._order = SampleOrder(self._manifest.num_samples, seed, config.num_lanes, config.block_samples)
+        self._quarantine = Quarantine(quarantine, config.max_bad_fraction * self.num_samples, rank)
+        self._reader = open_reader(url, self._manifest, config, Draws(seed), self._quarantine, self._blocks_in_use())
+        self._stream: ReadAhead | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return self._manifest.num_samples
+
+    @property
+    def digest(self) -> str:
+        """Digest of the manifest: what a checkpoint remembers of its data."""
+        return self._manifest.digest
+
+    @property
+    def quarantined(self) -> int:
+        """Distinct unreadable samples that this rank has met."""
+        return len(self._quarantine)
+
+    def epoch_of(self, samples_seen: int) -> int:
+        """The epoch that the sample after `samples_seen` belongs to, counted from 0."""
+        return samples_seen // self.num_samples
+
+    def batches(self, samples_seen: int = 0) -> Iterator[Batch]:
+        """Endless batches of this rank from a position on; costs the same at every position.
+
+        A batch may straddle two epochs, nothing is dropped or repeated, and all ranks make the same number of steps.
+        An earlier stream of this loader ends.
+        """
+        if self._stream is not None:
+            self._stream.close()
+        config = self._config
+        self._stream = ReadAhead(
+            self._plan(samples_seen),
+            self._reader,
+            self._order.substitute,
+            config.prefetch_batches,
+            config.fetch_ahead_batches,
+        )
+        return self._stream
+
+    def close(self) -> None:
+        """End the stream and all threads."""
+        if self._stream is not None:
+            self._stream.close()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _plan(self, samples_seen: int) -> Iterator[Slots]:
+        """Place i of a global batch belongs to rank i % world_size."""
+        local = self._batch_size // self._world_size
+        num_batches = -(-PLANNED_SAMPLES // local)
+        while True:
+            firsts = samples_seen + self._batch_size * np.arange(num_batches)
+            places = self._rank + self._world_size * np.arange(local)
+            epochs, ids = self._order.samples_at((firsts[:, None] + places).ravel())
+            for begin in range(0, num_batches * local, local):
+                yield Slots(epochs[begin : begin + local].tolist(), ids[begin : begin + local].tolist())
+            samples_seen += num_batches * self._batch_size
+
+    def _blocks_in_use(self) -> int:
+        """Blocks that the fetched window can touch: of each lane of this rank the first, the last and those between."""
+        lanes = self._config.num_lanes // math.gcd(self._config.num_lanes, self._world_size)
+        window = self._config.fetch_ahead_batches * self._batch_size // self._world_size
+        return lanes * (2 + window // (lanes * self._config.block_samples)) + 1
+
+
+class OrderedReader:
+    """Each sample of a dataset exactly once, in the order of the manifest; owns threads, so close it.
+
+    The global batch b holds samples [b * batch_size, (b + 1) * batch_size); rank r serves its places i with
+    i % world_size == r. All ranks yield the same number of batches, so collectives match; near the end a rank's batch
+    may be shorter or empty. Pictures are cut in the middle and never flipped. An unreadable sample is left out,
+    written to `quarantine`, and counts against `max_bad_fraction`.
+
+    Raises:
+        UserError: as `Loader`, for any batch size.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        config: DataConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        batch_size: int,
+        quarantine: Path | None = None,
+        expect_autoencoder: str | None = None,
+    ) -> None:
+        self.manifest = load_dataset(url, expect_autoencoder)
+        self._config, self._rank, self._world_size, self._batch_size = config, rank, world_size, batch_size
+        bad = Quarantine(quarantine, config.max_bad_fraction * self.manifest.num_samples, rank)
+        num_blocks = (config.fetch_ahead_batches + 1) * batch_size // config.block_samples + 2
+        self._reader = open_reader(url, self.manifest, config, None, bad, num_blocks)
+
+    def batches(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """One pass over the samples [first, last) of the manifest."""
+        config = self._config
+        plan = self._plan(first, self.manifest.num_samples if last is None else last)
+        stream = ReadAhead(plan, self._reader, None, config.prefetch_batches, config.fetch_ahead_batches)
+        with closing(stream):
+            yield from stream
+
+    def close(self) -> None:
+        """End all threads."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _plan(self, first: int, last: int) -> Iterator[Slots]:
+        for begin in range(first, last, self._batch_size):
+            ids = list(range(begin + self._rank, min(begin + self._batch_size, last), self._world_size))
+            yield Slots([0] * len(ids), ids)
+
+
+def sequential(
+    url: str,
+    config: DataConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    batch_size: int,
+    quarantine: Path | None = None,
+    expect_autoencoder: str | None = None,
+) -> Iterator[Batch]:
+    """One pass of an `OrderedReader` that closes itself at the end."""
+    reader = OrderedReader(
+        url,
+        config,
+        rank,
+        world_size,
+        batch_size=batch_size,
+        quarantine=quarantine,
+        expect_autoencoder=expect_autoencoder,
+    )
+    return _one_pass(reader)
+
+
+def _one_pass(reader: OrderedReader) -> Iterator[Batch]:
+    with reader:
+        yield from reader.batches()

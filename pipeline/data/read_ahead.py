@@ -1,0 +1,111 @@
+"""A thread that prepares batches while the last one is trained on, and that always ends.
+
+It plans some batches ahead so that their blocks travel early, decodes a few ahead, and hands them over through a
+bounded queue. It ends when its consumer closes it, drops it, fails, is interrupted, or when the interpreter exits.
+Called by the loader.
+"""
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from pipeline.data.batch import Batch
+from pipeline.data.reader import SampleReader, Slots, Substitute
+
+POLL_SECONDS = 0.1
+"""How often a waiting thread looks whether it is still wanted."""
+
+_Item = Batch | Exception | None
+_Handover = queue.Queue[_Item]
+
+
+class ReadAhead(Iterator[Batch]):
+    """The batches of `plan`, in order.
+
+    Args:
+        num_batches: decoded batches that may wait for the consumer.
+        num_fetches: planned batches whose blocks are being fetched meanwhile.
+    """
+
+    def __init__(
+        self,
+        plan: Iterable[Slots],
+        reader: SampleReader,
+        substitute: Substitute | None,
+        num_batches: int,
+        num_fetches: int,
+    ) -> None:
+        self._ready: _Handover = queue.Queue(num_batches)
+        stop = threading.Event()
+        # The thread must not hold `self`: then the finalizer runs when the consumer lets go of the iterator.
+        thread = threading.Thread(
+            target=_produce,
+            args=(iter(plan), reader, substitute, num_fetches, self._ready, stop),
+            name="read-ahead",
+            daemon=True,
+        )
+        thread.start()
+        self.close = weakref.finalize(self, _end, stop, thread)
+        """Ends the thread and waits for it; may be called again."""
+
+    def __next__(self) -> Batch:
+        """The next batch; an error of the thread is raised here."""
+        begin = time.perf_counter()
+        item = self._wait()
+        if isinstance(item, Batch):
+            item.fetch_seconds = time.perf_counter() - begin
+            return item
+        self.close()
+        raise item if item is not None else StopIteration
+
+    def _wait(self) -> _Item:
+        """The next item; None at the end of the plan and after `close`."""
+        while self.close.alive:
+            try:
+                return self._ready.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+        return None
+
+
+def _produce(
+    plan: Iterator[Slots],
+    reader: SampleReader,
+    substitute: Substitute | None,
+    num_fetches: int,
+    ready: _Handover,
+    stop: threading.Event,
+) -> None:
+    """Body of the thread: keep `num_fetches` batches planned, read the oldest, hand it over."""
+    planned: deque[Slots] = deque()
+    last: _Item = None
+    try:
+        while not stop.is_set():
+            for slots in islice(plan, num_fetches - len(planned)):
+                reader.prefetch(slots)
+                planned.append(slots)
+            if not planned:
+                break
+            _hand_over(reader.read(planned.popleft(), substitute), ready, stop)
+    except Exception as error:  # whatever it is, it belongs to the consumer
+        last = error
+    _hand_over(last, ready, stop)
+
+
+def _hand_over(item: _Item, ready: _Handover, stop: threading.Event) -> None:
+    """Wait for room, but not for a consumer that is gone."""
+    while not stop.is_set():
+        try:
+            return ready.put(item, timeout=POLL_SECONDS)
+        except queue.Full:
+            continue
+
+
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    """Tell the thread to end and wait until it has."""
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join()

@@ -30,7 +30,7 @@ class DeepSpeedEngine:
         names = {parameter: n for n, parameter in module.named_parameters()}
         self.frozen = {n: parameter for parameter, n in names.items() if not parameter.requires_grad}
         self.adam = build_optimizer(optim, module)
-        self.engine = deepspeed.initialize(model=module, optimizer=self.adam, config=settings(config))[0]
+        self.engine = deepspeed.initialize(model=module, optimizer=self.adam, config=settings(config, self.device))[0]
         self.module: nn.Module = self.engine.module
         self.zero: Any = self.engine.optimizer  # stage 0: the AdamW itself
         self.pieces: list[Piece] = self._build_pieces(names)
@@ -97,7 +97,7 @@ class DeepSpeedEngine:
                 return zero.flat_pieces(self.zero, names)
 
 
-def settings(config: EngineConfig) -> dict[str, Any]:
+def settings(config: EngineConfig, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's own configuration; what it would otherwise choose badly is written out."""
     return {
         "train_micro_batch_size_per_gpu": 1,  # only its own throughput figures read this
@@ -110,6 +110,7 @@ def settings(config: EngineConfig) -> dict[str, Any]:
             "reduce_bucket_size": config.reduce_bucket_size,  # unset would stage 2 GB for each engine
             "allgather_bucket_size": config.reduce_bucket_size,
             "overlap_comm": False,
+            "contiguous_gradients": device.type != "cpu",  # the extra copy fights fragmentation, which a CPU has not
             "stage3_param_persistence_threshold": config.persistence_threshold,
         },
     }

@@ -3,15 +3,16 @@
 Under torchrun or Slurm the rendezvous comes from the environment; without it the process is a world of one, which
 needs no port. Every other room asks here and never `torch.distributed`, so each works in a plain process as well.
 """
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,13 @@ from pipeline.config import Config, UserError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What a scheduler, a terminal and Slurm's `--signal=USR1@...` send when a run should save and leave."""
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+
+class RankError(Exception):
+    """Work that all ranks depend on failed on one of them; raised on all."""
 
 
 class ProcessConfig(Config):
@@ -112,22 +119,32 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     return tensor
 
 
-def gather_objects(value: T) -> list[T]:
-    """The picklable `value` of every rank, in rank order, on every rank."""
-    if world_size() == 1:
-        return [value]
-    gathered: list[T] = [value] * world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+def on_main(process: Process, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and give its picklable result to every rank. Collective.
+
+    Raises:
+        UserError, RankError: what rank 0 raised, on every rank, so that nobody waits for a rank that is gone.
+    """
+    result = _attempt(work) if process.is_main else None
+    if world_size() > 1:
+        box = [result]
+        dist.broadcast_object_list(box, 0)
+        result = box[0]
+    assert result is not None
+    return _unwrap([result])[0]
 
 
-def broadcast_object(value: T) -> T:
-    """The picklable `value` of rank 0 on every rank."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, 0)
-    return box[0]
+def on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Run `work` on every rank and give all picklable results to every rank, in rank order. Collective.
+
+    Raises:
+        UserError, RankError: what the first failing rank raised, on every rank.
+    """
+    result = _attempt(work)
+    results = [result] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(results, result)
+    return _unwrap(results)
 
 
 def barrier() -> None:
@@ -176,6 +193,34 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@dataclass
+class _Result(Generic[T]):
+    """What one rank's work came to: a value, or an error in words."""
+
+    value: T | None = None
+    error: str = ""
+    users_mistake: bool = False
+
+
+def _attempt(work: Callable[[], T]) -> _Result[T]:
+    try:
+        return _Result(work())
+    except Exception as error:  # whatever it is, the other ranks have to hear of it
+        if world_size() == 1:
+            raise
+        log.debug("this rank failed", exc_info=True)
+        return _Result(None, f"{error}" if isinstance(error, UserError) else repr(error), isinstance(error, UserError))
+
+
+def _unwrap(results: list[_Result[T]]) -> list[T]:
+    for rank, result in enumerate(results):
+        if result.users_mistake:
+            raise UserError(result.error)
+        if result.error:
+            raise RankError(f"rank {rank}: {result.error}")
+    return [cast(T, result.value) for result in results]
 
 
 def _environment(name: str, default: int) -> int:

@@ -59,11 +59,11 @@ class Lineage(Config):
 
 
 def git_state(folder: Path | str) -> tuple[str | None, bool]:
-    """(commit, has uncommitted changes to tracked files) of the checkout around `folder`; (None, False) outside of one."""
+    """(commit, whether tracked files differ from it) of the checkout around `folder`; (None, False) outside of one."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=60)
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))

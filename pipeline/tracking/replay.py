@@ -1,0 +1,184 @@
+"""One run on the MLflow server: what of the journal it has, and the requests that bring it the rest.
+
+Each of them may be repeated after a crash without a second trace: MLflow drops a metric that it has, params of the
+same value are accepted, pictures are compared with the server's list. Called by the shipper, and by nobody else.
+"""
+import json
+import socket
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from pipeline.config import config_differences
+from pipeline.storage import write_json
+from pipeline.tracking.journal import FOLDER, Event
+from pipeline.tracking.redact import redact, redact_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+"""MLflow's word for each end; a stopped run is RUNNING again once it goes on."""
+
+METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
+KEY_CHARACTERS, PARAM_CHARACTERS, TAG_CHARACTERS, DIGEST_CHARACTERS = 250, 6000, 8000, 36
+"""MLflow's limits."""
+
+CLOCK_SLACK_MS = 1000
+"""A process that was born later than this after the event is another one with the same number."""
+
+
+@dataclass
+class Shipped:
+    """RUN/journal/shipped.json: what the server has. If it is lost, the run is found again by its tag."""
+
+    uri: str = ""
+    """Server that the rest is about; for another server everything begins anew."""
+    run_id: str = ""
+    """MLflow's run."""
+    samples_seen: int = -1
+    """Values up to here are on the server; MLflow cannot delete them, so they are never sent a second time."""
+    names: list[str] = field(default_factory=list)
+    """Metrics that were sent with exactly `samples_seen`."""
+    described: bool = False
+    """Params, config, lineage and manifests are there."""
+
+    def has(self, name: str, samples_seen: int) -> bool:
+        """True when this value was sent, or its place was taken before a run went back further than was sent."""
+        return samples_seen < self.samples_seen or (samples_seen == self.samples_seen and name in self.names)
+
+    def add(self, name: str, samples_seen: int) -> None:
+        """Note that a value was sent; in the order of `samples_seen`."""
+        if samples_seen > self.samples_seen:
+            self.samples_seen, self.names = samples_seen, []
+        self.names.append(name)
+
+    @classmethod
+    def read(cls, run_dir: Path, uri: str) -> "Shipped":
+        """What was sent to `uri`; nothing, when the record is of another server."""
+        path = run_dir / FOLDER / "shipped.json"
+        shipped = cls(**json.loads(path.read_text())) if path.is_file() else cls()
+        return shipped if shipped.uri == uri else cls(uri=uri)
+
+    def write(self, run_dir: Path) -> None:
+        """Record it in the run folder."""
+        write_json(run_dir / FOLDER / "shipped.json", asdict(self))
+
+
+def describe(client: "MlflowClient", run_id: str, folder: Path, events: list[Event]) -> None:
+    """Params, the resolved config, the lineage and the data: what stands still while the run goes on."""
+    from mlflow.entities import Param
+
+    params = next(event.body["params"] for event in events if event.kind == "params")
+    flat = [Param(k[:KEY_CHARACTERS], v[:PARAM_CHARACTERS]) for k, v in flatten(params).items()]
+    for start in range(0, len(flat), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
+    with tempfile.TemporaryDirectory() as place:
+        for path in (folder / "config.yaml", folder / "lineage.json", *sorted(folder.glob("manifest*.json"))):
+            if path.is_file():
+                clean = Path(place) / path.name
+                clean.write_text(_redacted_document(path))
+                client.log_artifact(run_id, str(clean))
+    lineage_path = folder / "lineage.json"
+    if lineage_path.is_file():
+        _send_datasets(client, run_id, json.loads(lineage_path.read_text()))
+
+
+def _redacted_document(path: Path) -> str:
+    """A YAML or JSON file of the run folder without its secrets."""
+    tree = redact(yaml.safe_load(path.read_text()))
+    return json.dumps(tree, indent=2) if path.suffix == ".json" else yaml.safe_dump(tree, sort_keys=False, width=120)
+
+
+def _send_datasets(client: "MlflowClient", run_id: str, lineage: dict[str, Any]) -> None:
+    """The data of the run as MLflow dataset inputs."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for context, prefix in (("training", "data"), ("validation", "validation")):
+        digest, url = lineage.get(f"{prefix}_digest"), redact_text(str(lineage.get(f"{prefix}_url")))
+        if digest:
+            name = url.rstrip("/").rpartition("/")[2] or context
+            dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "tessera-shards", json.dumps({"url": url}))
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    if inputs:
+        client.log_inputs(run_id, inputs)
+
+
+def send_metrics(client: "MlflowClient", shipped: Shipped, events: list[Event]) -> None:
+    """New values, on an axis of samples: the one that another batch size does not bend."""
+    from mlflow.entities import Metric
+
+    fresh = [
+        Metric(name[:KEY_CHARACTERS], value, event.time_ms, event.samples_seen)
+        for event in events
+        if event.kind == "metrics"
+        for name, value in event.body["values"].items()
+        if not shipped.has(name, event.samples_seen)
+    ]
+    for start in range(0, len(fresh), METRICS_PER_REQUEST):
+        client.log_batch(shipped.run_id, metrics=fresh[start : start + METRICS_PER_REQUEST])
+    for metric in fresh:
+        shipped.add(metric.key, metric.step)
+
+
+def send_pictures(client: "MlflowClient", run_id: str, folder: Path, events: list[Event]) -> None:
+    """New pictures, with a slider over samples in MLflow's page. The server's own list says which are there."""
+    pictures = [event for event in events if event.kind == "picture" and (folder / event.body["path"]).is_file()]
+    if not pictures:
+        return
+    from PIL import Image
+
+    there = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
+    for event in pictures:
+        head = f"{event.body['name'].replace('/', '~')}+step+{event.samples_seen}+"
+        if not any(name.startswith(head) for name in there):
+            with Image.open(folder / event.body["path"]) as picture:
+                picture.load()
+            key, step = event.body["name"], event.samples_seen
+            client.log_image(run_id, picture, key=key, step=step, timestamp=event.time_ms, synchronous=True)
+
+
+def send_state(client: "MlflowClient", run_id: str, events: list[Event], dead: bool) -> None:
+    """Tags that may change, and the status: MLflow itself never notices that a run died."""
+    from mlflow.entities import RunTag
+
+    starts = [event for event in events if event.kind == "started"]
+    params = [event.body["params"] for event in events if event.kind == "params"]
+    drift = [line for old, new in zip(params, params[1:], strict=False) for line in config_differences(old, new)]
+    end = events[-1] if events[-1].kind == "ended" else None
+    tags = {
+        "tessera.attempts": str(len(starts)),
+        "tessera.config_drift": "\n".join(drift),
+        "tessera.reason": end.body["reason"] if end else "",
+    }
+    client.log_batch(run_id, tags=[RunTag(k, v[:TAG_CHARACTERS]) for k, v in tags.items() if v])
+    if end is not None:
+        client.set_terminated(run_id, RUN_STATUS[end.body["status"]], end.time_ms)
+    elif dead or not _alive(starts[-1]):
+        client.set_terminated(run_id, "KILLED", events[-1].time_ms)
+    else:
+        client.update_run(run_id, status="RUNNING")
+
+
+def _alive(start: Event) -> bool:
+    """False when the trainer ran on this machine and its process is gone; from elsewhere nothing can be said."""
+    if start.body["host"] != socket.gethostname():
+        return True
+    try:
+        born_ms = psutil.Process(start.body["pid"]).create_time() * 1000
+    except psutil.NoSuchProcess:
+        return False
+    return born_ms <= start.time_ms + CLOCK_SLACK_MS
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": [1, 2]}}` as `{"a.b": "[1, 2]"}`."""
+    if isinstance(tree, dict):
+        parts = [flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    return {prefix: tree if isinstance(tree, str) else json.dumps(tree)}

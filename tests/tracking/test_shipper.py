@@ -1,0 +1,227 @@
+"""Replay into a real MLflow store: exactly once, only what is settled, whatever dies in between."""
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import UserError
+from pipeline.tracking import shipper
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.shipper import main, ship, shipped_run_id
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def start(run: Path, **params: object) -> Journal:
+    journal = Journal(run)
+    journal.params({"optim": {"learning_rate": 0.1, **params}, "data": {"train": "s3://me:hunter2@store/train"}})
+    return journal
+
+
+def train(journal: Journal, begin: int, end: int, value: float = 1.0, commit: bool = True) -> None:
+    for samples in range(begin, end + 1):
+        journal.metrics({"loss": value * samples}, step=samples, samples_seen=samples)
+    if commit:
+        journal.committed(end, end)
+
+
+def the_run(client: "MlflowClient") -> "Run":
+    (run,) = client.search_runs([client.get_experiment_by_name("tessera").experiment_id])
+    return run
+
+
+def losses(client: "MlflowClient") -> dict[int, float]:
+    history = client.get_metric_history(the_run(client).info.run_id, "loss")
+    assert len({metric.step for metric in history}) == len(history)
+    return {metric.step: metric.value for metric in history}
+
+
+def test_a_whole_run(client: "MlflowClient", tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "toy"
+    journal = start(run)
+    (run / "config.yaml").write_text("data:\n  train: s3://me:hunter2@store/train\n")
+    lineage = {"data_url": "s3://me:hunter2@store/train", "data_digest": "ab" * 32}
+    (run / "lineage.json").write_text(json.dumps(lineage))
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(run / "p.png")
+    train(journal, 1, 3)
+    journal.picture("preview", run / "p.png", 3)
+    journal.ended("finished")
+    assert ship(run)
+    assert ship(run)
+    shipped = the_run(client)
+    assert shipped.info.status == "FINISHED" and shipped.info.run_name == "toy"
+    assert shipped.data.params == {"optim.learning_rate": "0.1", "data.train": "s3://[redacted]@store/train"}
+    assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0}
+    names = [item.path for item in client.list_artifacts(shipped.info.run_id)]
+    assert names == ["config.yaml", "images", "lineage.json"]
+    assert len(client.list_artifacts(shipped.info.run_id, "images")) == 2  # the picture and its thumbnail
+    (data,) = shipped.inputs.dataset_inputs
+    assert data.dataset.digest == ("ab" * 32)[:36]
+    stored = [path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert not any(b"hunter2" in content for content in stored if b"s3://me:" not in content)
+    assert shipped_run_id(run) == shipped.info.run_id
+
+
+def test_only_what_is_committed_is_sent_while_the_run_goes_on(client: "MlflowClient", tmp_path: Path) -> None:
+    journal = start(tmp_path / "toy")
+    train(journal, 1, 2)
+    train(journal, 3, 4, commit=False)
+    ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0}
+    assert the_run(client).info.status == "RUNNING"
+    journal.committed(4, 4)
+    ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+
+def test_steps_done_again_have_one_value(client: "MlflowClient", tmp_path: Path) -> None:
+    journal = start(tmp_path / "toy")
+    train(journal, 1, 2)
+    train(journal, 3, 4, commit=False)
+    ship(tmp_path / "toy")
+    again = start(tmp_path / "toy")
+    again.resumed(2)
+    train(again, 3, 4, value=-1.0)
+    ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0, 3: -3.0, 4: -4.0}
+
+
+def test_going_back_behind_what_was_sent_draws_no_zigzag(client: "MlflowClient", tmp_path: Path) -> None:
+    """The newest generation was bad: the run resumed from an older one, but MLflow cannot forget."""
+    journal = start(tmp_path / "toy")
+    train(journal, 1, 2)
+    train(journal, 3, 4)
+    ship(tmp_path / "toy")
+    again = start(tmp_path / "toy")
+    again.resumed(2)
+    train(again, 3, 5, value=-1.0)
+    ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: -5.0}
+
+
+@pytest.mark.parametrize("moment", ["describe", "send_metrics", "send_pictures", "send_state"])
+def test_a_crash_between_any_two_requests(
+    client: "MlflowClient", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    journal = start(tmp_path / "toy")
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "toy" / "p.png")
+    train(journal, 1, 3)
+    journal.picture("preview", tmp_path / "toy" / "p.png", 3)
+    journal.ended("failed", "out of memory")
+    genuine = getattr(shipper, moment)
+
+    def dies(*args: object) -> None:
+        genuine(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shipper, moment, dies)
+        ship(tmp_path / "toy")
+    ship(tmp_path / "toy")
+    run = the_run(client)
+    assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0}
+    assert len(client.list_artifacts(run.info.run_id, "images")) == 2
+    assert (run.info.status, run.data.tags["tessera.reason"]) == ("FAILED", "out of memory")
+
+
+def test_run_is_found_again_by_its_tag(client: "MlflowClient", tmp_path: Path) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    ship(tmp_path / "toy")
+    (tmp_path / "toy" / "journal" / "shipped.json").unlink()
+    ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0}
+
+
+def test_a_run_deleted_on_the_server_is_sent_anew(client: "MlflowClient", tmp_path: Path) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    ship(tmp_path / "toy")
+    client.delete_run(the_run(client).info.run_id)
+    ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0}
+
+
+def test_changed_params_are_drift_and_not_fatal(client: "MlflowClient", tmp_path: Path) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    ship(tmp_path / "toy")
+    again = start(tmp_path / "toy", learning_rate=0.2)
+    again.resumed(2)
+    train(again, 3, 3)
+    assert ship(tmp_path / "toy")
+    data = the_run(client).data
+    assert data.params["optim.learning_rate"] == "0.1"
+    assert data.tags["tessera.config_drift"] == "optim.learning_rate: 0.1 -> 0.2"
+    assert data.tags["tessera.attempts"] == "2"
+
+
+def test_a_dead_trainer_is_marked_killed_and_a_resumed_one_runs(client: "MlflowClient", tmp_path: Path) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    path = tmp_path / "toy" / "journal" / "events-000.jsonl"
+    path.write_text(path.read_text().replace(f'"pid":{os.getpid()}', '"pid":4194300'))
+    ship(tmp_path / "toy")
+    assert the_run(client).info.status == "KILLED"
+    again = start(tmp_path / "toy")
+    again.resumed(2)
+    ship(tmp_path / "toy")
+    assert the_run(client).info.status == "RUNNING"
+
+
+def test_of_another_machine_nothing_is_said(client: "MlflowClient", tmp_path: Path) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    path = tmp_path / "toy" / "journal" / "events-000.jsonl"
+    text = path.read_text().replace(f'"pid":{os.getpid()}', '"pid":4194300')
+    path.write_text(text.replace(socket.gethostname(), "n9"))
+    ship(tmp_path / "toy")
+    assert the_run(client).info.status == "RUNNING"
+
+
+def test_not_a_number_and_infinity_arrive(client: "MlflowClient", tmp_path: Path) -> None:
+    journal = start(tmp_path / "toy")
+    journal.metrics({"a": float("nan"), "b": float("-inf")}, 1, 1)
+    journal.ended("failed")
+    ship(tmp_path / "toy")
+    metrics = the_run(client).data.metrics
+    assert metrics["a"] != metrics["a"] and metrics["b"] < -1e300
+
+
+def test_limits_are_kept(client: "MlflowClient", tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "toy")
+    journal.params({"long": "x" * 7000, **{f"p{i}": i for i in range(120)}})
+    journal.metrics({f"m{i}": 1.0 for i in range(1100)}, 1, 1)
+    journal.ended("finished")
+    assert ship(tmp_path / "toy")
+    data = the_run(client).data
+    assert len(data.params) == 121 and len(data.params["long"]) == 6000 and len(data.metrics) == 1100
+
+
+def test_a_dead_server_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train(start(tmp_path / "toy"), 1, 2)
+    with caplog.at_level(logging.WARNING):
+        assert not ship(tmp_path / "toy", "http://me:hunter2@127.0.0.1:9")
+    (record,) = [r for r in caplog.records if r.name == "pipeline.tracking.shipper"]
+    assert "no answer" in record.message and "hunter2" not in record.message
+
+
+def test_an_air_gapped_run_is_shipped_later(client: "MlflowClient", tmp_path: Path) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    assert not ship(tmp_path / "toy", f"sqlite:///{tmp_path}/toy/journal/events-000.jsonl")
+    assert ship(tmp_path / "toy")
+    assert losses(client) == {1: 1.0, 2: 2.0}
+
+
+def test_command_line(client: "MlflowClient", tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(start(tmp_path / "toy"), 1, 2)
+    assert main([str(tmp_path / "toy")]) == 0
+    assert main([str(tmp_path)]) == 2 and "not a run folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be used"):
+        ship(tmp_path / "toy", "gopher://x")

@@ -1,0 +1,47 @@
+"""Check this machine before a run: versions, device, shared memory, ports, clock, disk, tracking, data.
+
+Example:
+    tessera doctor
+    tessera doctor configs/diffusion/shapes.yaml run=runs/mine
+
+Every finding that is not ok comes with its remedy. The exit code is 1 when a run would fail.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.command_line import EXIT_DONE, EXIT_FAILED
+from pipeline.doctor import Finding, Needs, Status, examine
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tessera doctor`."""
+    parser.add_argument("config", nargs="?", help="check what this config needs as well: its data, disk and tracking")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
+    parser.add_argument("--json", action="store_true", help="print a list of findings")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, print, and say by the exit code whether a run would fail."""
+    found: list[Finding] = []
+    for finding in examine(_needs(args)):
+        found.append(finding)
+        if not args.json:
+            print(f"{finding.status:<8} {finding.check}: {finding.found}", flush=True)
+            if finding.remedy:
+                print(f"{'':<8}   -> {finding.remedy}", flush=True)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    return EXIT_FAILED if any(finding.status is Status.FAILURE for finding in found) else EXIT_DONE
+
+
+def _needs(args: argparse.Namespace) -> Needs:
+    """What the config asks of the machine; the general checks alone without one."""
+    if args.config is None:
+        return Needs()
+    from pipeline.experiment import load_experiment  # brings torch, which the general checks look at last
+
+    config = load_experiment(args.config, args.overrides)
+    return Needs(Path(config.run), None, config.tracking.uri, config.data)

@@ -68,11 +68,14 @@ class Objective:
         clipped = snr.clamp(max=self.min_snr_gamma)
         return clipped if self.prediction == "x0" else clipped / (snr + 1.0)
 
+    def squared_error(self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Mean squared error of the network's `output` over each sample, float32 [B]."""
+        return (output.float() - self.target(clean.float(), noise.float(), t)).square().flatten(1).mean(dim=1)
+
     def loss(self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Weighted mean squared error of each sample, float32 [B]; the mean of it is what training minimises."""
-        error = output.float() - self.target(clean.float(), noise.float(), t)  # [B, ...]
-        weight = self.weights()[t.cpu()].to(error.device, torch.float32)  # [B]
-        return weight * error.square().flatten(1).mean(dim=1)  # [B]
+        weight = self.weights()[t.cpu()].to(output.device, torch.float32)  # [B]
+        return weight * self.squared_error(output, clean, noise, t)  # [B]
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:

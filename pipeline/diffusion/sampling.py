@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
+from pydantic import Field
 from torch import Tensor, full
 
-from pipeline.diffusion.schedule import NoiseSchedule
+from pipeline.config import Config
+from pipeline.diffusion.schedule import NoiseSchedule, Spacing
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, ...], timesteps int64 [B]) -> estimate of the clean latent [B, ...]."""
@@ -20,6 +22,21 @@ FreshNoise = Callable[[int], Tensor]
 AfterStep = Callable[[Tensor, int | None], Tensor]
 """(x, its timestep or None once clean) -> x to go on with: inpainting puts the known part back here."""
 SamplerName = Literal["ddpm", "ddim", "euler", "dpmpp_2m"]
+
+
+class SamplingConfig(Config):
+    """How pictures are sampled."""
+
+    sampler: SamplerName = "dpmpp_2m"
+    """Which sampler; ddpm alone adds fresh noise on the way."""
+    num_steps: int = Field(30, gt=0)
+    """Steps, each one evaluation of the network (a doubled batch under guidance)."""
+    spacing: Spacing = "trailing"
+    """Which timesteps the steps stop at; zero-terminal SNR needs trailing."""
+    guidance_scale: float = Field(5.0, ge=0)
+    """1 is plain conditional sampling; larger follows the prompt more closely, with less variety."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    """Share of the rescaling of arXiv 2305.08891 against over-exposure; 0.7 there."""
 
 
 class Sampler(Protocol):

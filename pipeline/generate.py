@@ -1,0 +1,277 @@
+"""Pictures from prompts: text tower, sampler, guidance and autoencoder in one object.
+
+Each picture has a seed of its own and its noise depends on nothing else, so it is the same picture in any batch. Also
+starts from a given picture (`init_image`) and repaints a part of one (`mask`). Made from an exported folder by
+`Generator.load` (sample, evaluate), and from the live models by the diffusion stage for its previews.
+"""
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import UserError, parse_config
+from pipeline.data.transforms import to_model, to_uint8
+from pipeline.diffusion.guidance import guided_denoiser
+from pipeline.diffusion.objective import Objective, build_objective
+from pipeline.diffusion.sampling import SAMPLERS, AfterStep, SamplingConfig, unchanged
+from pipeline.diffusion.schedule import partial_timesteps, spaced_timesteps
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_latent_diffusion
+from pipeline.models.package import Package, load_package
+from pipeline.models.text import NULL_PROMPT, TextTower
+from pipeline.randomness import Draws, Purpose
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Given pictures that sampling starts from or keeps parts of."""
+
+    images: Tensor
+    """uint8 [B, 3, H, W]."""
+    latents: Tensor
+    """Their normalised latents, float32 [B, C, h, w]."""
+    mask: Tensor | None
+    """bool [B, 1, H, W]: True where to repaint; None repaints everywhere."""
+
+    def latent_mask(self) -> Tensor | None:
+        """bool [B, 1, h, w]: True for each latent pixel that any pixel to repaint falls into."""
+        if self.mask is None:
+            return None
+        factor = self.mask.shape[-1] // self.latents.shape[-1]
+        return F.max_pool2d(self.mask.float(), factor) > 0.5
+
+    def part(self, rows: slice) -> "Canvas":
+        """The canvas of some of the pictures."""
+        return Canvas(self.images[rows], self.latents[rows], None if self.mask is None else self.mask[rows])
+
+
+class Generator:
+    """Makes pictures with one model.
+
+    Args:
+        model: the text-to-latent model, in evaluation mode or not: it is only run under no_grad.
+        text: its text tower (the model's own if that is trained with it).
+        objective: what the model's output means.
+        sampling: defaults of `sample`.
+        autoencoder: decodes the latents; its buffers hold their scale.
+        autocast: opens the block in which the networks run; none is float32.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        text: TextTower,
+        objective: Objective,
+        sampling: SamplingConfig,
+        autoencoder: Autoencoder,
+        autocast: Callable[[], torch.autocast] | None = None,
+    ) -> None:
+        self.model, self.text, self.objective, self.sampling = model, text, objective, sampling
+        self.autoencoder = autoencoder
+        self.device = next(autoencoder.parameters()).device
+        self._autocast = autocast or (lambda: torch.autocast(self.device.type, enabled=False))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        autoencoder: Path | str | None = None,
+        precision: str = "fp32",
+    ) -> "Generator":
+        """Open an exported text-to-latent model.
+
+        Args:
+            folder: the exported folder.
+            autoencoder: folder of an exported autoencoder to decode with, instead of the one inside `folder`.
+            precision: fp32 or bf16, of the matrix products.
+
+        Raises:
+            UserError: not such a folder, or an autoencoder that the model was not trained with.
+        """
+        package = load_package(folder)
+        inner = package.autoencoder
+        if inner is None:
+            raise UserError(f"{folder}: holds a {package.kind}; pictures need an exported latent-unet")
+        first_stage = inner if autoencoder is None else load_package(autoencoder)
+        if first_stage.digest != inner.digest:
+            raise UserError(
+                f"{autoencoder}: autoencoder {first_stage.digest[:12]}, but {folder} was trained with {inner.digest[:12]}"
+            )
+        config = parse_config(_model_fields(package), LatentDiffusionConfig, source=str(folder))
+        model, text = build_latent_diffusion(config, seed=0)
+        model.load_state_dict(package.tensors())
+        half = precision == "bf16"
+        return cls(
+            model.to(device).eval().requires_grad_(False),
+            text.to(device),
+            build_objective(config.objective),
+            config.sampling,
+            load_autoencoder(first_stage).to(device),
+            lambda: torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half),
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None = None,
+        negative: str = NULL_PROMPT,
+        init_image: np.ndarray | None = None,
+        strength: float = 1.0,
+        mask: np.ndarray | None = None,
+        image_size: int | None = None,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """One picture for each prompt: uint8 [B, H, W, 3].
+
+        Args:
+            seeds: one for each prompt; prompt, seed and settings alone determine a picture's noise.
+            sampling: sampler, steps and guidance; the default is what the model carries.
+            negative: what guidance leads away from, instead of the empty prompt.
+            init_image: uint8 [H, W, 3] to start from, or [B, H, W, 3] with one for each prompt.
+            strength: how much of the way back to noise `init_image` goes, in (0, 1]; 1 forgets it.
+            mask: bool [H, W] or [B, H, W], True where to repaint `init_image`; other pixels are returned unchanged.
+            image_size: side of the pictures in pixels; the default is the autoencoder's resolution.
+            batch_size: pictures in memory at once; the result does not depend on it.
+
+        Raises:
+            UserError: seeds or pictures that do not match the prompts, a mask without picture, an impossible size.
+        """
+        sampling = sampling or self.sampling
+        if len(seeds) != len(prompts):
+            raise UserError(f"seeds: {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
+        if mask is not None and init_image is None:
+            raise UserError("mask: there is no init_image to repaint a part of")
+        size = image_size or self.autoencoder.config.resolution
+        canvas = None if init_image is None else self._canvas(init_image, mask, len(prompts))
+        shape = self._latent_shape(size) if canvas is None else canvas.latents.shape[1:]
+        pictures = []
+        for rows in _batches(len(prompts), batch_size):
+            part = None if canvas is None else canvas.part(rows)
+            latents = self._sample_latents(prompts[rows], seeds[rows], sampling, negative, part, strength, shape)
+            decoded = to_uint8(self._decode(latents))  # [b, 3, H, W]
+            if part is not None and part.mask is not None:
+                decoded = torch.where(part.mask, decoded, part.images)  # [b, 3, H, W]
+            pictures.append(decoded.permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(pictures)
+
+    def _sample_latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        negative: str,
+        canvas: Canvas | None,
+        strength: float,
+        shape: Sequence[int],
+    ) -> Tensor:
+        """Normalised latents [B, C, h, w] of a few prompts."""
+        schedule = self.objective.schedule
+        timesteps = spaced_timesteps(sampling.num_steps, sampling.spacing, schedule.num_timesteps)
+        x = noise = self._noise(Purpose.INITIAL_NOISE, seeds, 0, shape)  # [B, C, h, w]
+        after_step = unchanged
+        if canvas is not None:
+            timesteps = partial_timesteps(timesteps, strength)
+            x = schedule.add_noise(canvas.latents, noise, torch.full((len(x),), timesteps[0]))  # [B, C, h, w]
+            after_step = self._keeper(canvas, noise)
+        states = self._encode([*prompts, negative])  # [B + 1, T, D]
+        denoiser = guided_denoiser(
+            self._predict,
+            self.objective,
+            states[:-1],
+            states[-1:].expand(len(x), -1, -1),
+            sampling.guidance_scale,
+            sampling.guidance_rescale,
+        )
+        sampler = SAMPLERS[sampling.sampler]
+        return sampler(
+            denoiser,
+            x,
+            schedule,
+            timesteps,
+            lambda index: self._noise(Purpose.SAMPLER_NOISE, seeds, index, shape),
+            after_step,
+        )
+
+    def _noise(self, purpose: Purpose, seeds: Sequence[int], index: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise [B, *shape]: row b is a function of (seed b, purpose, index) alone."""
+        return torch.cat([Draws(seed).normal(purpose, [0], [index], shape) for seed in seeds]).to(self.device)
+
+    def _keeper(self, canvas: Canvas, noise: Tensor) -> AfterStep:
+        """Puts the parts that are not to be repainted back after each step, noised to its level."""
+        mask = canvas.latent_mask()  # [B, 1, h, w]
+        if mask is None:
+            return unchanged
+
+        def keep(x: Tensor, t: int | None) -> Tensor:
+            known = canvas.latents
+            if t is not None:
+                known = self.objective.schedule.add_noise(known, noise, torch.full((len(x),), t))
+            return torch.where(mask, x, known)  # [B, C, h, w]
+
+        return keep
+
+    def _predict(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        with self._autocast():
+            return self.model(x, t, states)  # [B, C, h, w]
+
+    def _encode(self, prompts: Sequence[str]) -> Tensor:
+        with self._autocast():
+            return self.text.encode(prompts)  # [B, T, D]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with self._autocast():
+            return self.autoencoder.decode(latents)  # [B, 3, H, W]
+
+    def _latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """[C, h, w] of the latents of pictures of that size."""
+        factor = self.autoencoder.downsample_factor
+        multiple = factor * 2 ** (len(self.model.unet.config.channel_multipliers) - 1)
+        if image_size % multiple:
+            raise UserError(f"image_size: {image_size} is no multiple of {multiple}, which this model needs")
+        return self.autoencoder.config.embedding_dim, image_size // factor, image_size // factor
+
+    def _canvas(self, init_image: np.ndarray, mask: np.ndarray | None, count: int) -> Canvas:
+        """The given pictures, `count` of them, encoded."""
+        images = torch.from_numpy(_repeated(init_image, count, "init_image", ndim=4)).permute(0, 3, 1, 2)
+        self._latent_shape(images.shape[2]), self._latent_shape(images.shape[3])
+        images = images.to(self.device)  # [B, 3, H, W]
+        pixels = None
+        if mask is not None:
+            pixels = torch.from_numpy(_repeated(mask, count, "mask", ndim=3)).bool()[:, None].to(self.device)
+            if pixels.shape[2:] != images.shape[2:]:
+                raise UserError(f"mask: size {tuple(mask.shape)} is not that of the picture, {init_image.shape}")
+        with self._autocast():
+            latents = self.autoencoder.encode(to_model(images)).float()  # [B, C, h, w]
+        return Canvas(images, latents, pixels)
+
+
+def load_autoencoder(package: Package) -> Autoencoder:
+    """The autoencoder of an exported folder, frozen, with its latent statistics."""
+    autoencoder = Autoencoder(parse_config(package.config, AutoencoderConfig, source=str(package.folder)))
+    autoencoder.load_state_dict(package.tensors())
+    return autoencoder.eval().requires_grad_(False)
+
+
+def _model_fields(package: Package) -> dict[str, object]:
+    """The part of a stage's config that describes the model; what only training needs is left out."""
+    return {name: package.config[name] for name in LatentDiffusionConfig.model_fields if name in package.config}
+
+
+def _batches(count: int, batch_size: int) -> Iterator[slice]:
+    return (slice(begin, begin + batch_size) for begin in range(0, count, batch_size))
+
+
+def _repeated(array: np.ndarray, count: int, name: str, ndim: int) -> np.ndarray:
+    """`array` with a leading dimension of `count`, writable; a single picture is repeated."""
+    if array.ndim == ndim - 1:
+        array = np.repeat(array[None], count, axis=0)
+    if array.ndim != ndim or len(array) != count:
+        raise UserError(f"{name}: shape {array.shape} does not fit {count} prompts")
+    return np.array(array)

@@ -1,7 +1,7 @@
-"""Pictures as they are found -> 8-bit sRGB, upright, opaque, of the wanted size; or the original bytes if they are that.
+"""Pictures as they are found -> 8-bit sRGB, upright, opaque, of the wanted size; or the bytes as they came if they fit.
 
-Orientation tags, CMYK, ICC profiles, 16 bits, palettes, transparency and animation are resolved here, and what cannot be
-is refused with a reason. Called by the shard writers, in worker processes.
+Orientation tags, CMYK, ICC profiles, 16 bits, palettes, transparency and animation are resolved here, and what cannot
+be is refused with a reason. Called by the shard writers, in worker processes.
 """
 
 import io
@@ -43,7 +43,7 @@ ResizeMode = Literal["center_crop", "keep_ratio", "none"]
 
 
 class BadImage(ValueError):
-    """A picture that is refused; the message is the reason, without names or numbers, so that reasons can be counted."""
+    """A picture that is refused; the message is the reason, without names or numbers, so that they can be counted."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def prepare(data: bytes, resize: ResizeMode, size: int | None) -> Pixels:
         raise BadImage(_reason(error)) from None
     resized = _resize(rgb, resize, size)
     untouched = plain and resized.size == original_size
-    return Pixels(data if untouched else _encode(resized, extension), extension, *resized.size, *original_size, untouched)
+    stored = data if untouched else _encode(resized, extension)
+    return Pixels(stored, extension, *resized.size, *original_size, untouched)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -160,9 +161,9 @@ def _decode_16_bits(data: bytes) -> Image.Image:
     if wide is None or wide.dtype != np.uint16:
         raise BadImage("16-bit picture that does not decode")
     array = ((wide.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if array.ndim == 3:
-        array = cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-    return Image.fromarray(array)
+    if array.ndim == 3:  # OpenCV keeps blue first
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

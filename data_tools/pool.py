@@ -2,6 +2,7 @@
 
 Workers are spawned, not forked: no client of an object store survives a fork.
 """
+
 import multiprocessing
 import os
 import signal

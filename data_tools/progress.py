@@ -1,4 +1,5 @@
 """A progress bar on stderr for people; nothing at all for scripts. Called by every command with long work."""
+
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 

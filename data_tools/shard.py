@@ -1,8 +1,9 @@
 """Pairs -> shards: plan what goes into which shard, let worker processes write them, name them all in a manifest.
 
-A shard with a stats file is done: the same command again writes only what is missing, and a command with other inputs or
-settings on the same folder is refused. Called by `tessera-data shard`.
+A shard with a stats file is done: the same command again writes only what is missing, and a command with other inputs
+or settings on the same folder is refused. Called by `tessera-data shard`.
 """
+
 import hashlib
 import json
 import math
@@ -92,7 +93,7 @@ def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]
             done[stats["shard"]["name"]] = stats
     foreign = [name for name in names if name.endswith(".tar")]
     if not done and MANIFEST_NAME in names and foreign:
-        raise UserError(f"{out}: holds tars that `tessera-data shard` has not made ({foreign[0]}); choose another --out")
+        raise UserError(f"{out}: {foreign[0]} is there and not made by `tessera-data shard`; choose another --out")
     return done
 
 
@@ -119,7 +120,7 @@ def _extra_columns(pairs: Iterable[Pair]) -> dict[str, str]:
         for name, value in pair.extra.items():
             kinds.setdefault(name, set()).update([] if value is None else [type(value)])
     aliases = {bool: "bool", int: "int64", float: "double"}
-    return {name: aliases.get(next(iter(found)), "string") if len(found) == 1 else "string" for name, found in kinds.items()}
+    return {name: aliases.get(found.pop(), "string") if len(found) == 1 else "string" for name, found in kinds.items()}
 
 
 def _finish(out: str, plan: dict[str, Any], stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _finish(out: str, plan: dict[str, Any], stats: Sequence[dict[str, Any]]) -> 
     failures = sum((Counter(row["status_dict"]) for row in stats), Counter())
     num_samples = failures.pop(SUCCESS, 0)
     if not num_samples:
-        raise UserError(f"{out}: none of {plan['input']['pairs']} pictures could be read; first reason: {min(failures)}")
+        raise UserError(f"{out}: not one of {plan['input']['pairs']} pictures could be read: {min(failures)}")
     records = tuple(ShardRecord(**row["shard"]) for row in stats if row["shard"]["num_samples"])
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     manifest = Manifest("images", records, fingerprint)

@@ -3,6 +3,7 @@
 Runs in worker processes and depends on its task alone, so that any number of workers writes the same bytes. Keys, table
 columns and stats are named as img2dataset names them. Called by `data_tools.shard`.
 """
+
 import hashlib
 import io
 import json
@@ -105,7 +106,7 @@ def _read(task: ShardTask, pair: Pair, row: Row) -> TarSample | None:
     """Fetch and prepare one pair and fill in its row; None when it fails, with the reason in the row."""
     try:
         row["caption"] = pair.read_caption()
-        data = storage.read_bytes(pair.picture)
+        data = pair.read_picture()
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         row.update(status=UNREADABLE, error_message=reason)

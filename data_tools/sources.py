@@ -3,6 +3,7 @@
 A source lists its pairs without opening a picture; the shard writers fetch them. Paths and fsspec URLs alike. To add a
 kind, write a class with `from_url` and `pairs`, and name it in `open_source`. Called by `data_tools.shard`.
 """
+
 import csv
 import io
 import json
@@ -46,7 +47,7 @@ class Pair:
         """
         if self.caption is not None or self.caption_file is None:
             return self.caption or ""
-        text = storage.read_bytes(self.caption_file).decode("utf-8-sig")
+        text = _fetch(self.caption_file).decode("utf-8-sig")
         if not self.caption_file.endswith(".json"):
             return text.strip()
         fields = json.loads(text)
@@ -54,6 +55,14 @@ class Pair:
         if name is None:
             raise ValueError(f"no field {' or '.join(CAPTION_COLUMNS)} in {self.caption_file}")
         return str(fields[name]).strip()
+
+    def read_picture(self) -> bytes:
+        """The picture's file as it is.
+
+        Raises:
+            OSError: not readable.
+        """
+        return _fetch(self.picture)
 
 
 class Source(Protocol):
@@ -142,6 +151,11 @@ class TableSource:
             return csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == "tsv" else ",")
         except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
             raise UserError(f"{self.url}: not a readable .{ending} file: {' '.join(str(error).split())}") from None
+
+
+def _fetch(url: str) -> bytes:
+    """The whole file; a local one without the detour through fsspec, which costs more than reading a small picture."""
+    return storage.local_path(url).read_bytes() if storage.is_local(url) else storage.read_bytes(url)
 
 
 def _first_of(names: Iterable[str], row: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ Example:
   tessera-data draw shapes --out pictures --num 10000 --size 32 --seed 0 --split train
   tessera-data draw emoji --out emoji --size 64
 """
+
 import argparse
 import json
 from pathlib import Path

@@ -9,6 +9,7 @@ Example:
   tessera-data shard pictures --out shards --size 256 --resize center_crop
   tessera-data shard captions.parquet --out s3://bucket/shards --size 512 --resize keep_ratio --num-workers 16
 """
+
 import argparse
 import json
 

@@ -4,6 +4,7 @@ The font's bitmaps are 136 x 128 pixels. Single code points need plain Pillow; s
 rocket") need a Pillow that can shape text with libraqm. A sequence that the font knows comes out as one glyph, so the
 font itself tells which of the candidates exist. Called by `tessera-data draw emoji`.
 """
+
 import shutil
 import subprocess
 import unicodedata
@@ -69,7 +70,7 @@ class EmojiFont:
         return found
 
     def draw(self, text: str, image_size: int) -> np.ndarray:
-        """The picture of one emoji on white: uint8 [image_size, image_size, 3], filtered down from the font's bitmap."""
+        """The picture of one emoji on white: uint8 [image_size, image_size, 3], filtered down from the bitmap."""
         canvas = Image.new("RGBA", (CANVAS, CANVAS), "white")
         layer = Image.new("RGBA", canvas.size)
         box = self._font.getbbox(text)

@@ -2,6 +2,7 @@
 
 Called by the drawers of this package, which hand over a function from a number to (picture, caption).
 """
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ MARKER_NAME = ".drawn.json"
 """Says what the folder holds and whether it is whole. Hidden, so that no reader of folders takes it for a caption."""
 
 
-def fill_folder(
-    folder: Path, recipe: dict[str, Any], num: int, draw: Callable[[int], tuple[np.ndarray, str]]
-) -> bool:
+def fill_folder(folder: Path, recipe: dict[str, Any], num: int, draw: Callable[[int], tuple[np.ndarray, str]]) -> bool:
     """Write the pictures `draw(0) ... draw(num - 1)` (uint8 [H, W, 3], caption) that are not there yet.
 
     A caption is written after its picture, so a caption that is there stands for a whole sample.

@@ -5,6 +5,7 @@ reader needs no network: it gets size, colour, shape, place and background back 
 obedience of a small text-to-image model is measured, not guessed. Called by `tessera-data draw shapes`, by the
 demo recipes and by the evaluation of samples.
 """
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -31,7 +32,13 @@ PALETTE = {
 RADII = {"small": (0.135, 0.160), "large": (0.240, 0.270)}
 """Circumradius as a share of the picture's side: a uniform draw between the two."""
 
-CENTERS = {"left": (0.295, 0.5), "right": (0.705, 0.5), "top": (0.5, 0.295), "bottom": (0.5, 0.705), "center": (0.5, 0.5)}
+CENTERS = {
+    "left": (0.295, 0.5),
+    "right": (0.705, 0.5),
+    "top": (0.5, 0.295),
+    "bottom": (0.5, 0.705),
+    "center": (0.5, 0.5),
+}
 """(x, y) of the shape's centre as shares of the picture's side."""
 
 CENTER_JITTER = 0.02
@@ -80,7 +87,7 @@ def parse_caption(caption: str) -> ShapeAttributes | None:
 
 @cache
 def held_out(caption: str) -> bool:
-    """True for the tenth of the captions, by keyed hash, that training never sees; every single word stays in training."""
+    """True for the tenth of the captions, by keyed hash, that training never sees; all words stay in training."""
     digest = hashlib.blake2b(caption.encode(), digest_size=8, key=b"held-out captions").digest()
     return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
 
@@ -88,7 +95,9 @@ def held_out(caption: str) -> bool:
 def captions_of(split: str) -> tuple[str, ...]:
     """The captions of a split: "train", "held-out" or "all"."""
     assert split in ("train", "held-out", "all"), split
-    return SHAPE_CAPTIONS if split == "all" else tuple(c for c in SHAPE_CAPTIONS if held_out(c) == (split == "held-out"))
+    if split == "all":
+        return SHAPE_CAPTIONS
+    return tuple(caption for caption in SHAPE_CAPTIONS if held_out(caption) == (split == "held-out"))
 
 
 def draw_shape(
@@ -127,8 +136,12 @@ def coverage(shape: str, image_size: int, center: tuple[float, float], radius: f
         outside = np.sqrt(x * x + y * y) - radius
     else:
         angles, inner, misses = _OUTLINES[shape]
-        planes = np.stack([x * math.cos(a) + y * math.sin(a) - radius * inner for a in angles])  # [planes, F, F]
-        outside = np.sort(planes, axis=0)[-1 - misses]  # signed distance to the edge, positive outside
+        farthest = second = np.full((finer, finer), -np.inf)  # signed distances to edges, positive outside
+        for angle in angles:
+            plane = x * math.cos(angle) + y * math.sin(angle) - radius * inner  # [F, F]
+            second = np.maximum(second, np.minimum(farthest, plane))
+            farthest = np.maximum(farthest, plane)
+        outside = second if misses else farthest
     alpha = np.clip(0.5 - outside * finer, 0, 1)  # the edge crosses one fine pixel linearly
     return alpha.reshape(image_size, SUPERSAMPLING, image_size, SUPERSAMPLING).mean(axis=(1, 3))
 
@@ -140,62 +153,99 @@ _OUTLINES: dict[str, tuple[list[float], float, int]] = {
 }
 """Each shape's outward normals (radians, y down), inner radius over circumradius, and the planes a point may miss."""
 
-_AREAS = {"circle": math.pi, "square": 2.0, "triangle": 3 * math.sqrt(3) / 4, "star": 1.12257}
-"""Area of each shape of circumradius 1."""
-
 
 def read_attributes(image: np.ndarray) -> ShapeAttributes:
     """What `image` (uint8 [H, H, 3]) shows, from its pixels alone; made for slightly blurred or noisy pictures too.
 
-    Background: the palette colour nearest to the median of the border. Colour: the one nearest to the median of the
-    pixels farthest from that background. The shape is the template, rendered at the fitted centre and size, whose soft
-    mask overlaps best with the picture's.
+    The background is the palette colour nearest to the median of the border. The rest comes from a matched filter:
+    of all templates (shape, radius, softness) at the picture's centre of gravity, the one that explains most of what
+    differs from the background; the colour is the amplitude that fits it best, so a blurred small shape keeps its own.
     """
     pixels = image.astype(np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     back = np.median(border, axis=0)  # [3]
-    distances = np.linalg.norm(pixels - back, axis=2)  # [H, W]
-    front = np.median(pixels[distances >= 0.7 * distances.max()], axis=0)
-    direction = (front - back) / max(float(np.square(front - back).sum()), 1.0)
-    mask = np.clip((pixels - back) @ direction, 0, 1)  # [H, W], 0 background, 1 shape
-    shape, center, radius = _fit(mask)
+    difference = pixels - back  # [H, H, 3]
+    center = _center_of_gravity(np.linalg.norm(difference, axis=2))
+    bank = _templates(len(image), *(round(c * STEPS_A_PIXEL) % STEPS_A_PIXEL for c in center))
+    middle = [math.floor(round(c * STEPS_A_PIXEL) / STEPS_A_PIXEL) for c in center]
+    reach = bank.reach
+    padded = np.pad(difference, ((reach, reach), (reach, reach), (0, 0)))  # nothing differs outside the picture
+    patch = padded[middle[1] : middle[1] + 2 * reach + 1, middle[0] : middle[0] + 2 * reach + 1].reshape(-1, 3)
+    amplitudes = bank.masks @ patch  # [templates, 3], along masks of unit norm
+    best = int(np.square(amplitudes).sum(axis=1).argmax())
+    shape, radius = bank.labels[best]
     return ShapeAttributes(
         size="large" if radius > (RADII["small"][1] + RADII["large"][0]) / 2 else "small",
-        colour=_nearest_colour(front),
+        colour=_nearest_colour(back + amplitudes[best] / bank.norms[best]),
         shape=shape,
-        place=min(CENTERS, key=lambda place: math.dist(CENTERS[place], center)),
+        place=min(CENTERS, key=lambda place: math.dist(CENTERS[place], [c / len(image) for c in center])),
         background=_nearest_colour(back),
     )
+
+
+STEPS_A_PIXEL = 4
+"""Templates are drawn with their centre on a grid this fine."""
+
+TEMPLATE_RADII = tuple(np.linspace(0.125, 0.28, 10))
+TEMPLATE_BLURS = (0.0, 0.02, 0.035, 0.05)
+"""Standard deviations of the blur that the templates allow for, as shares of the picture's side."""
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """All templates whose centre has one place inside its pixel."""
+
+    masks: np.ndarray
+    """float32 [templates, (2 * reach + 1) ** 2], each of unit norm."""
+    norms: np.ndarray
+    """[templates]: what the masks were divided by."""
+    labels: list[tuple[str, float]]
+    """Shape and radius of each."""
+    reach: int
+    """Pixels from the middle pixel to the edge of a mask."""
+
+
+@cache
+def _templates(image_size: int, step_x: int, step_y: int) -> _Bank:
+    """The bank for a centre at (step_x, step_y) / STEPS_A_PIXEL inside the middle pixel."""
+    reach = math.ceil(image_size * (TEMPLATE_RADII[-1] + TEMPLATE_BLURS[-1]))
+    side = 2 * reach + 1
+    share = image_size / side
+    center = ((reach + step_x / STEPS_A_PIXEL) / side, (reach + step_y / STEPS_A_PIXEL) / side)
+    masks, labels = [], []
+    for shape, radius in product(SHAPES, TEMPLATE_RADII):
+        sharp = coverage(shape, side, center, radius * share)
+        for blur in TEMPLATE_BLURS:
+            masks.append(_blurred(sharp, blur * image_size).ravel())
+            labels.append((shape, radius))
+    norms = np.linalg.norm(masks, axis=1)
+    return _Bank((np.stack(masks) / norms[:, None]).astype(np.float32), norms, labels, reach)
+
+
+def _blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of a square mask by `sigma` pixels."""
+    if sigma == 0:
+        return mask
+    places = np.arange(len(mask))
+    kernel = np.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    return kernel @ mask @ kernel.T
 
 
 def _nearest_colour(rgb: np.ndarray) -> str:
     return min(PALETTE, key=lambda name: math.dist(PALETTE[name], rgb))
 
 
-def _fit(mask: np.ndarray) -> tuple[str, tuple[float, float], float]:
-    """The shape, centre and circumradius (shares of the side) whose template overlaps best with a soft mask [H, H]."""
-    mask = _without_far_specks(mask)
-    size, area = len(mask), max(float(mask.sum()), 1.0)
-    ticks = (np.arange(size) + 0.5) / size
-    # every shape's centre of gravity is the centre of its circumscribed circle
-    center = (float(mask.sum(axis=0) @ ticks) / area, float(mask.sum(axis=1) @ ticks) / area)
-    radii = {shape: math.sqrt(area / _AREAS[shape]) / size for shape in SHAPES}
-    overlaps = {shape: _overlap(mask, coverage(shape, size, center, radii[shape])) for shape in SHAPES}
-    best = max(overlaps, key=overlaps.__getitem__)
-    return best, center, radii[best]
+def _center_of_gravity(strength: np.ndarray) -> tuple[float, float]:
+    """(x, y) in pixels of what stands out in `strength` [H, H]; each shape's is the centre of its circle.
 
-
-def _without_far_specks(mask: np.ndarray) -> np.ndarray:
-    """Faint pixels, and all farther from the shape's middle than the largest shape reaches, set to 0."""
-    rows, columns = np.nonzero(mask > 0.5)
-    if not len(rows):
-        return mask
-    y, x = np.ogrid[: len(mask), : len(mask)]
-    reach = 1.3 * RADII["large"][1] * len(mask)
-    near = (x - np.median(columns)) ** 2 + (y - np.median(rows)) ** 2 < reach**2
-    return np.where(near & (mask > 0.2), mask, 0.0)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two soft masks."""
-    return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
+    Faint pixels, and those farther from the middle of the strong ones than the largest shape reaches, do not count.
+    """
+    size = len(strength)
+    rows, columns = np.nonzero(strength >= 0.5 * strength.max())
+    y, x = np.ogrid[:size, :size]
+    far = (x - np.median(columns)) ** 2 + (y - np.median(rows)) ** 2 > (1.3 * RADII["large"][1] * size) ** 2
+    weights = np.where(far | (strength < 0.2 * strength.max()), 0.0, strength)
+    total = max(float(weights.sum()), 1e-9)
+    ticks = np.arange(size) + 0.5
+    return float(weights.sum(axis=0) @ ticks) / total, float(weights.sum(axis=1) @ ticks) / total

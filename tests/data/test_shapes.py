@@ -1,4 +1,5 @@
 """The drawn shapes and their reader: the captions are complete, the drawings keyed, the reader right nearly always."""
+
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -60,7 +61,8 @@ def test_a_tenth_of_the_captions_is_held_out_and_no_word_with_them() -> None:
     assert len(out) >= 220 and sorted(kept + out) == sorted(captions_of("all"))
     assert all(map(held_out, out)) and not any(map(held_out, kept))
     for name in ShapeAttributes.__dataclass_fields__:
-        assert {getattr(parse_caption(c), name) for c in kept} == {getattr(parse_caption(c), name) for c in SHAPE_CAPTIONS}
+        values, kept_values = ({getattr(parse_caption(c), name) for c in some} for some in (SHAPE_CAPTIONS, kept))
+        assert values == kept_values
 
 
 def test_a_drawing_is_a_function_of_seed_and_sample() -> None:
@@ -91,20 +93,21 @@ def test_the_reader_is_right_on_drawn_pictures(image_size: int) -> None:
     assert min(shares.values()) >= 0.995, shares
 
 
-@pytest.mark.parametrize(("sigma", "noise", "least"), [(0.7, 8.0, 0.97)])
-def test_the_reader_bears_blur_and_noise(sigma: float, noise: float, least: float) -> None:
+@pytest.mark.parametrize(("sigma", "noise"), [(0.7, 8.0), (1.3, 8.0), (0.7, 20.0)])
+def test_the_reader_bears_blur_and_noise(sigma: float, noise: float) -> None:
     drawn = [draw_shape(1, sample) for sample in range(300)]
     shares = share_read_right([(spoiled(image, sigma, noise, n), caption) for n, (image, caption) in enumerate(drawn)])
-    assert shares["joint"] >= least, shares
+    assert shares["joint"] >= 0.97, shares
 
 
-@pytest.mark.parametrize("spoil", [lambda image: image[:, ::-1], lambda image: image[::-1].copy()])
-def test_the_reader_reads_the_picture_and_not_the_caption(spoil: Callable[[np.ndarray], np.ndarray]) -> None:
-    """A mirrored picture shows the mirrored place."""
-    places = {"left": "right", "right": "left"} if spoil(np.array([[0, 1]]))[0, 0] else {"top": "bottom", "bottom": "top"}
+@pytest.mark.parametrize(
+    ("mirror", "places"),
+    [(np.fliplr, {"left": "right", "right": "left"}), (np.flipud, {"top": "bottom", "bottom": "top"})],
+)
+def test_a_mirrored_picture_reads_mirrored(mirror: Callable[[np.ndarray], np.ndarray], places: dict[str, str]) -> None:
     for place, mirrored in places.items():
         image, _ = draw_shape(2, 0, 32, [f"a large red circle at the {place} on a white background"])
-        assert read_attributes(spoil(image)).place == mirrored
+        assert read_attributes(mirror(image)).place == mirrored
 
 
 def test_an_empty_picture_shows_no_shape() -> None:

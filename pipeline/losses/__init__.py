@@ -1,0 +1,1 @@
+"""Losses of the autoencoder: reconstruction, perceptual distance, the adversarial game."""

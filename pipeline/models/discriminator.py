@@ -1,0 +1,47 @@
+"""The patch discriminator of the adversarial game (Isola et al., "Image-to-Image Translation", 2017).
+
+GroupNorm takes the place of the usual BatchNorm: a logit then depends on its own picture alone, so the game is the
+same on any number of ranks and real and reconstructed pictures can share one batch. Called by the autoencoder's stage.
+"""
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import Config
+
+
+class DiscriminatorConfig(Config):
+    """Shape of the discriminator; the defaults see patches of 70 x 70 pixels."""
+
+    channels: int = Field(default=64, gt=0)
+    """Channels of the first layer; they double with each further one, up to eight times."""
+    num_layers: int = Field(default=3, gt=0)
+    """Layers of stride 2; the patch grows with them. Pictures smaller than 64 pixels want 2."""
+    norm_groups: int = Field(default=8, gt=0)
+    """Groups of every GroupNorm; must divide `channels`."""
+
+
+class Discriminator(nn.Module):
+    """A map of unbounded logits, one for each overlapping patch; positive means real. Weights start at N(0, 0.02)."""
+
+    def __init__(self, config: DiscriminatorConfig, seed: int = 0) -> None:
+        super().__init__()
+        widths = [config.channels * min(2**i, 8) for i in range(config.num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, len(widths)):
+            stride = 2 if i < config.num_layers else 1
+            conv = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False)
+            layers += [conv, nn.GroupNorm(config.norm_groups, widths[i]), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, W] in [-1, 1]
+        return self.main(images)  # [B, 1, H / 2^num_layers - 2, W / 2^num_layers - 2]
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        for layer in self.main:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)

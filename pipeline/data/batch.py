@@ -1,5 +1,5 @@
 """What the loader hands to a stage: one rank's part of one global batch."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,8 +19,7 @@ class Batch:
     """float32 [B, C, h, w], before quantisation, not normalised."""
     text_states: Tensor | None = None
     """float32 [B, T, D] of a frozen text tower, when the latents were made with one."""
+    metadata: list[bytes] = field(default_factory=list)
+    """The `json` member of each sample as it is stored; `{}` where there is none."""
     fetch_seconds: float = 0.0
     """Time that the consumer waited for this batch."""
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)

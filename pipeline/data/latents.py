@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.config import UserError
-from pipeline.data.samples import Arrays, BadSample, Decoded, caption_of
+from pipeline.data.samples import Arrays, BadSample, Decoded, caption_of, metadata_of
 from pipeline.data.shards import Manifest
 from pipeline.data.tar import TarSample
 
@@ -89,7 +89,7 @@ class LatentDecoder:
             raise BadSample(f"{sample.key}: no whole array ({error})") from None
         if latent.shape != self._stamp.latent_shape:
             raise BadSample(f"{sample.key}: latent of shape {latent.shape}, the stamp says {self._stamp.latent_shape}")
-        return Decoded(sample.key, caption_of(sample), latent, text)
+        return Decoded(sample.key, caption_of(sample), latent, metadata_of(sample), text)
 
     def stack(self, samples: Sequence[Decoded]) -> Arrays:
         """Stacked and widened."""

@@ -7,6 +7,7 @@ sample once, in the order of the manifest. Called by the experiment, the evaluat
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -133,10 +134,11 @@ class Loader:
 class OrderedReader:
     """Each sample of a dataset exactly once, in the order of the manifest; owns threads, so close it.
 
-    The global batch b holds samples [b * batch_size, (b + 1) * batch_size); rank r serves its places i with
-    i % world_size == r. All ranks yield the same number of batches, so collectives match; near the end a rank's batch
-    may be shorter or empty. Pictures are cut in the middle and never flipped. An unreadable sample is left out,
-    written to `quarantine`, and counts against `max_bad_fraction`.
+    The samples are cut into as few global batches of at most `batch_size` as possible, equal but for one sample; rank
+    r serves the places i with i % world_size == r of each. All ranks yield the same number of batches, so collectives
+    match; a rank's batch is empty only where a global batch has fewer samples than ranks. Pictures are cut in the
+    middle and never flipped. An unreadable sample is left out, written to `quarantine`, and counts against
+    `max_bad_fraction`.
 
     Raises:
         UserError: as `Loader`, for any batch size.
@@ -178,8 +180,10 @@ class OrderedReader:
         self.close()
 
     def _plan(self, first: int, last: int) -> Iterator[Slots]:
-        for begin in range(first, last, self._batch_size):
-            ids = list(range(begin + self._rank, min(begin + self._batch_size, last), self._world_size))
+        num_batches = -(-(last - first) // self._batch_size)
+        bounds = [first + (last - first) * b // max(num_batches, 1) for b in range(num_batches + 1)]
+        for begin, end in pairwise(bounds):
+            ids = list(range(begin + self._rank, end, self._world_size))
             yield Slots([0] * len(ids), ids)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.data.decode import DecodeError, decode_image
-from pipeline.data.samples import Arrays, BadSample, Decoded, caption_of
+from pipeline.data.samples import Arrays, BadSample, Decoded, caption_of, metadata_of
 from pipeline.data.tar import TarSample
 from pipeline.randomness import Draws, Purpose
 
@@ -59,7 +59,7 @@ class PictureDecoder:
             image = crop(image, self._size, self._crop_place(epoch, sample_id))
         if self._flipped(epoch, sample_id):
             image = image[:, ::-1]
-        return Decoded(sample.key, caption_of(sample), image)
+        return Decoded(sample.key, caption_of(sample), image, metadata_of(sample))
 
     def stack(self, samples: Sequence[Decoded]) -> Arrays:
         """One copy straight into channels-first memory."""

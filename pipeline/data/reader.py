@@ -70,8 +70,16 @@ class SampleReader:
             epochs.append(epoch)
             samples.append(result)
         arrays = self._decoder.stack(samples)
-        keys, captions = [s.key for s in samples], [s.caption for s in samples]
-        return Batch(ids, epochs, keys, captions, arrays.images, arrays.latents, arrays.text_states)
+        return Batch(
+            sample_ids=ids,
+            epochs=epochs,
+            keys=[sample.key for sample in samples],
+            captions=[sample.caption for sample in samples],
+            images=arrays.images,
+            latents=arrays.latents,
+            text_states=arrays.text_states,
+            metadata=[sample.metadata for sample in samples],
+        )
 
     def close(self) -> None:
         """End the threads."""

@@ -22,6 +22,8 @@ class Decoded:
     caption: str
     array: np.ndarray
     """uint8 [H, W, 3] pixels, or a [C, h, w] latent."""
+    metadata: bytes = b"{}"
+    """The `json` member."""
     text_states: np.ndarray | None = None
     """[T, D] of a frozen text tower, beside a latent."""
 
@@ -47,12 +49,17 @@ class Decoder(Protocol):
         ...
 
 
+def metadata_of(sample: TarSample) -> bytes:
+    """The `json` member as it is stored, an empty object where there is none."""
+    return sample.members.get("json", b"{}")
+
+
 def caption_of(sample: TarSample) -> str:
     """The caption: the `txt` member, else `caption` of the `json` member, else nothing."""
     if "txt" in sample.members:
         return sample.members["txt"].decode("utf-8", "replace").strip()
     try:
-        fields = json.loads(sample.members.get("json", b"{}"))
+        fields = json.loads(metadata_of(sample))
     except ValueError:
         return ""
     return str(fields.get("caption") or "") if isinstance(fields, dict) else ""

@@ -19,9 +19,7 @@ class EmaConfig(Config):
     """The average that is validated, exported and released."""
 
     decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Share of the old average that survives a step."""
-    warmup: bool = True
-    """Decay by (1 + n) / (10 + n) at step n while that is less, so that the first weights are soon forgotten."""
+    """Share of the old average that survives a step; less in the first steps, see `decay_at`."""
 
 
 class Ema:
@@ -34,9 +32,8 @@ class Ema:
         self.averages = [master.clone() for master in self.masters]
 
     def decay_at(self, num_updates: int) -> float:
-        """The decay of the update that follows `num_updates` others."""
-        warm = (1.0 + num_updates) / (10.0 + num_updates) if self.config.warmup else 1.0
-        return min(self.config.decay, warm)
+        """The decay of the update that follows `num_updates` others: the first weights are soon forgotten."""
+        return min(self.config.decay, (1.0 + num_updates) / (10.0 + num_updates))
 
     @torch.no_grad()
     def update(self) -> None:

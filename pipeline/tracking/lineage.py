@@ -50,6 +50,10 @@ class Lineage(Config):
     """Samples that the exported weights have seen."""
     generation: int | None = None
     """Checkpoint generation that the weights were taken from."""
+    checkpoint_digest: str | None = None
+    """Digest of that generation's manifest."""
+    run_uid: str | None = None
+    """Identity of the run in its journal, and a tag of its MLflow run."""
 
     def gaps(self) -> list[str]:
         """What a record must have before its model may go live, and this one has not."""

@@ -89,7 +89,7 @@ def _export(run: RunFolder, generation: Generation, lineage: Lineage, folder: Pa
 
 
 def averaged_weights(generation: Generation, part: str, average: str) -> tuple[dict[str, Tensor], str]:
-    """Weights and buffers of `part` by state-dict name, and what they are: averaged, if the generation has `average`."""
+    """Weights and buffers of `part` by state-dict name, and what they are: averaged, where `average` was stored."""
     reader = GenerationReader(generation)
     tensors = {**reader.tensors(part, "param"), **reader.tensors(part, "buffer")}
     if average not in generation.scalars:

@@ -9,32 +9,25 @@ import json
 import shutil
 from pathlib import Path
 
-from pipeline.command_line import EXIT_DONE, EXIT_FAILED
+from pipeline.command_line import EXIT_DONE
 from pipeline.config import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tessera export`."""
-    parser.add_argument("model", metavar="REF", help="a run folder, an exported folder, models:/NAME@ALIAS or models:/NAME/7")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to make; it must not be there yet")
+    parser.add_argument("model", metavar="REF", help="run folder, exported folder, models:/NAME@ALIAS or models:/NAME/7")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to make; must not be there yet")
     parser.add_argument("--json", action="store_true", help="print folder, kind and digest as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Find the model, copy its folder whole or not at all, say what it is."""
-    from rich.console import Console
-
     from pipeline.export import resolve
     from pipeline.models.package import load_package
-    from pipeline.tracking.server import ServerError
 
     if args.out.exists():
         raise UserError(f"{args.out}: is there already; choose another --out or remove it")
-    try:
-        source = resolve(args.model)
-    except ServerError as error:
-        Console(stderr=True).print(f"tessera export: {error}", soft_wrap=True, markup=False)
-        return EXIT_FAILED
+    source = resolve(args.model)
     partial = args.out.with_name(f".{args.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ _SETTINGS = {
 }
 
 
-class ServerError(Exception):
+class ServerError(UserError):
     """The tracking server did not answer, or refused: one line with its address."""
 
 

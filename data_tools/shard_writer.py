@@ -63,7 +63,7 @@ def write_shard(task: ShardTask) -> Row:
     name = shard_name(task.shard_id)
     rows: list[Row] = []
     with storage.writing(storage.join(task.out, name)) as file:
-        hashed = _HashedFile(file)
+        hashed = HashedFile(file)
         offsets = write_samples(hashed, _samples(task, rows))  # type: ignore[arg-type]
     write_index(storage.join(task.out, index_name(name)), offsets)
     storage.write_bytes(storage.join(task.out, table_name(name)), _table(rows, task.extra_columns))
@@ -141,7 +141,7 @@ def _cell(value: Any, kind: pa.DataType) -> Any:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-class _HashedFile:
+class HashedFile:
     """Hashes and counts what is written through it, so that no shard is read again for its digest."""
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -1,0 +1,121 @@
+"""Save on one (ranks, engine, ZeRO stage), restore on another: the same state, bit by bit, and the same training after."""
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint.reader import read_tensors
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.distributed.ema import Ema, EmaConfig
+from pipeline.distributed.process import Process, start
+from tests.distributed.toys import VARIANTS, assemble, distance, make_engine, train_engine
+from tests.ranks import run_ranks
+
+BEFORE, AFTER = range(3), range(3, 5)
+
+
+class Training:
+    """Two engines and an average, as a stage has them."""
+
+    def __init__(self, variant: str, process: Process, folder: Path) -> None:
+        self.process = process
+        self.engines = [make_engine(variant, process, seed) for seed in (0, 1)]
+        self.ema = Ema(self.engines[0], EmaConfig(decay=0.9))
+        self.parts = {"first": self.engines[0], "second": self.engines[1], "first_ema": self.ema}
+        self.store = CheckpointStore(folder, process)
+
+    def run(self, steps: range) -> None:
+        for step in steps:
+            for engine in self.engines:
+                train_engine(engine, range(step, step + 1), self.process)
+            self.ema.update()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {f"{name}/{key}": value for name, part in self.parts.items() for key, value in assemble(part).items()}
+
+
+def save_all(root: Path, variants: list[str]) -> None:
+    """One checkpoint for each variant, with the state at the save and two steps later beside it."""
+    process = start()
+    for variant in variants:
+        training = Training(variant, process, root / variant)
+        training.run(BEFORE)
+        torch.manual_seed(5 + process.rank)
+        assert training.store.save({"step": len(BEFORE)}, training.parts) == 1
+        saved, noise = training.state(), torch.rand(3)
+        training.run(AFTER)
+        later = training.state()
+        torch.save({"saved": saved, "later": later}, root / f"{variant}-{process.rank}.pt")
+        torch.save(noise, root / f"{variant}-noise-{process.rank}.pt")
+
+
+def restore_all(root: Path, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    process = start()
+    results = {}
+    for source, target in pairs:
+        training = Training(target, process, root / source)
+        training.run(range(9, 10))  # any other state, to be overwritten
+        progress = training.store.restore(training.parts)
+        assert progress == {"step": len(BEFORE)}
+        noise = root / f"{source}-noise-{process.rank}.pt"
+        same_noise = not noise.exists() or torch.equal(torch.load(noise), torch.rand(3))
+        reference = torch.load(root / f"{source}-0.pt")
+        restored = distance(training.state(), reference["saved"])
+        training.run(AFTER)
+        results[source, target] = (restored, distance(training.state(), reference["later"]), same_noise)
+    return results
+
+
+def check(results: dict[tuple[str, str], Any], same_ranks: bool) -> None:
+    for (source, target), (restored, later, same_noise) in results.items():
+        assert restored == 0.0, (source, target)
+        assert same_noise, (source, target)
+        if same_ranks:
+            assert later <= (0.0 if source == target else 1e-6), (source, target)
+
+
+SAME = [(variant, variant) for variant in VARIANTS]
+OTHERS = [("zero2", "zero3"), ("zero3", "accelerate"), ("accelerate", "zero1"), ("zero0", "zero2")]
+
+
+def save_and_restore(root: Path) -> dict[tuple[str, str], Any]:
+    save_all(root, list(VARIANTS))
+    return restore_all(root, SAME + OTHERS)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, str], Any]]:
+    root = tmp_path_factory.mktemp("two")
+    return root, run_ranks(save_and_restore, 2, root)[0]
+
+
+@pytest.fixture
+def saved_by_two(two_ranks: tuple[Path, Any]) -> Path:
+    return two_ranks[0]
+
+
+def test_same_ranks_any_engine(two_ranks: tuple[Path, dict[tuple[str, str], Any]]) -> None:
+    check(two_ranks[1], same_ranks=True)
+
+
+def test_two_ranks_to_one(saved_by_two: Path) -> None:
+    pairs = [("zero2", "zero2"), ("zero3", "zero1"), ("accelerate", "zero3"), ("zero1", "accelerate")]
+    check(run_ranks(restore_all, 1, saved_by_two, pairs)[0], same_ranks=False)
+
+
+def test_export_reads_whole_tensors_without_ranks(saved_by_two: Path) -> None:
+    for variant in VARIANTS:
+        saved = torch.load(saved_by_two / f"{variant}-0.pt")["saved"]
+        for part, field in (("first", "param"), ("second", "buffer"), ("first", "exp_avg_sq"), ("first_ema", "ema")):
+            tensors = read_tensors(saved_by_two / variant, part, field)
+            expected = {k: v for k, v in saved.items() if k.startswith(f"{part}/{field}/")}
+            assert distance({f"{part}/{field}/{name}": t for name, t in tensors.items()}, expected) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("writers", "readers"), [(1, 2), (2, 1), (2, 4), (4, 2), (3, 3)])
+def test_all_pairs(tmp_path: Path, writers: int, readers: int) -> None:
+    run_ranks(save_all, writers, tmp_path, list(VARIANTS))
+    check(run_ranks(restore_all, readers, tmp_path, list(product(VARIANTS, VARIANTS)))[0], writers == readers)

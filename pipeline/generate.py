@@ -5,6 +5,7 @@ starts from a given picture (`init_image`) and repaints a part of one (`mask`). 
 `Generator.load` (sample, evaluate), and from the live models by the diffusion stage for its previews.
 """
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +69,12 @@ class Generator:
         objective: Objective,
         sampling: SamplingConfig,
         autoencoder: Autoencoder,
-        autocast: Callable[[], torch.autocast] | None = None,
+        autocast: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.model, self.text, self.objective, self.sampling = model, text, objective, sampling
         self.autoencoder = autoencoder
         self.device = next(autoencoder.parameters()).device
-        self._autocast = autocast or (lambda: torch.autocast(self.device.type, enabled=False))
+        self._autocast = autocast or nullcontext
 
     @classmethod
     def load(
@@ -100,7 +101,8 @@ class Generator:
         first_stage = inner if autoencoder is None else load_package(autoencoder)
         if first_stage.digest != inner.digest:
             raise UserError(
-                f"{autoencoder}: autoencoder {first_stage.digest[:12]}, but {folder} was trained with {inner.digest[:12]}"
+                f"{autoencoder}: autoencoder {first_stage.digest[:12]};"
+                f" {folder} was trained with {inner.digest[:12]}, use that one"
             )
         config = parse_config(_model_fields(package), LatentDiffusionConfig, source=str(folder))
         model, text = build_latent_diffusion(config, seed=0)
@@ -175,7 +177,7 @@ class Generator:
         schedule = self.objective.schedule
         timesteps = spaced_timesteps(sampling.num_steps, sampling.spacing, schedule.num_timesteps)
         x = noise = self._noise(Purpose.INITIAL_NOISE, seeds, 0, shape)  # [B, C, h, w]
-        after_step = unchanged
+        after_step: AfterStep = unchanged
         if canvas is not None:
             timesteps = partial_timesteps(timesteps, strength)
             x = schedule.add_noise(canvas.latents, noise, torch.full((len(x),), timesteps[0]))  # [B, C, h, w]

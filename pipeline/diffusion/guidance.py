@@ -32,7 +32,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, rescale: flo
 def guided_denoiser(
     network: Network, objective: Objective, states: Tensor, null_states: Tensor, scale: float, rescale: float = 0.0
 ) -> Denoiser:
-    """The denoiser under guidance: `states` [B, T, D] of the prompts, `null_states` [B, T, D] of what to lead away from.
+    """The denoiser under guidance from `null_states` [B, T, D] towards the prompts' `states` [B, T, D].
 
     A scale of 1 is plain conditional sampling and costs one evaluation of the network a step instead of two.
     """

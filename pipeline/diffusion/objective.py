@@ -24,7 +24,7 @@ class ObjectiveConfig(Config):
     """The noise schedule, shared by training and sampling."""
     prediction: Prediction = "eps"
     """What the network's output means: the noise, the velocity, or the clean latent."""
-    min_snr_gamma: float | None = Field(None, gt=0)
+    min_snr_gamma: float | None = Field(default=None, gt=0)
     """Clip of the signal-to-noise ratio in the loss weight (the paper's 5); none weighs every timestep by 1."""
 
 

@@ -29,13 +29,13 @@ class SamplingConfig(Config):
 
     sampler: SamplerName = "dpmpp_2m"
     """Which sampler; ddpm alone adds fresh noise on the way."""
-    num_steps: int = Field(30, gt=0)
+    num_steps: int = Field(default=30, gt=0)
     """Steps, each one evaluation of the network (a doubled batch under guidance)."""
     spacing: Spacing = "trailing"
     """Which timesteps the steps stop at; zero-terminal SNR needs trailing."""
-    guidance_scale: float = Field(5.0, ge=0)
+    guidance_scale: float = Field(default=5.0, ge=0)
     """1 is plain conditional sampling; larger follows the prompt more closely, with less variety."""
-    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     """Share of the rescaling of arXiv 2305.08891 against over-exposure; 0.7 there."""
 
 
@@ -89,7 +89,7 @@ def euler(
     fresh_noise: FreshNoise,
     after_step: AfterStep = unchanged,
 ) -> Tensor:
-    """Euler's method on dx/dsigma = (x - clean) / sigma (Karras et al., arXiv 2206.00364, eq. 4 with s = 1, sigma(t) = t).
+    """Euler's method on dx/dsigma = (x - clean) / sigma (Karras et al., arXiv 2206.00364, algorithm 1 without Heun).
 
     In the variables x / sqrt(abar) and sigma = sqrt((1 - abar) / abar) that step is DDIM's at eta = 0, and DDIM's form
     also holds where sigma is infinite, at a zero-terminal start.

@@ -22,12 +22,12 @@ class ScheduleConfig(Config):
     """Which noise schedule; the defaults are those of Stable Diffusion. LDM's VQ models use .0015 to .0195."""
 
     kind: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
-    """scaled_linear: sqrt(beta) is linear (LDM calls it "linear"); linear: beta is (DDPM, DiT); cosine: arXiv 2102.09672."""
-    num_timesteps: int = Field(1000, gt=1)
+    """scaled_linear: sqrt(beta) is linear (LDM: "linear"); linear: beta is (DDPM, DiT); cosine: arXiv 2102.09672."""
+    num_timesteps: int = Field(default=1000, gt=1)
     """Length of the table."""
-    beta_start: float = Field(0.00085, gt=0, lt=1)
+    beta_start: float = Field(default=0.00085, gt=0, lt=1)
     """beta at t = 0; not used by cosine."""
-    beta_end: float = Field(0.012, gt=0, lt=1)
+    beta_end: float = Field(default=0.012, gt=0, lt=1)
     """beta at the last t; not used by cosine."""
     zero_terminal_snr: bool = False
     """Rescale so that the last timestep is pure noise (arXiv 2305.08891); needs v or x0 prediction."""
@@ -64,7 +64,7 @@ class NoiseSchedule:
 
 
 def build_schedule(config: ScheduleConfig) -> NoiseSchedule:
-    """The schedule that `config` describes; the zero-terminal rescale comes before anything is derived from the table."""
+    """The schedule that `config` describes; the zero-terminal rescale comes before anything else is derived."""
     alphas_cumprod = torch.cumprod(1.0 - _betas(config), dim=0)
     if config.zero_terminal_snr:
         alphas_cumprod = zero_terminal(alphas_cumprod)

@@ -7,7 +7,7 @@ Built by `pipeline.stages.diffusion`, `pipeline.generate` and latent precomputat
 """
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,13 +24,14 @@ class TrainableTextConfig(Config):
     """A tower with random weights, trained together with the UNet."""
 
     kind: Literal["trainable"] = "trainable"
-    width: int = Field(512, gt=0)
+    """Chooses this tower."""
+    width: int = Field(default=512, gt=0)
     """Width of the states: the UNet's `context_dim` must be equal to it."""
-    num_layers: int = Field(12, gt=0)
+    num_layers: int = Field(default=12, gt=0)
     """Transformer layers."""
-    num_heads: int = Field(8, gt=0)
+    num_heads: int = Field(default=8, gt=0)
     """Attention heads; they divide the width."""
-    context_length: int = Field(77, gt=2)
+    context_length: int = Field(default=77, gt=2)
     """Tokens of a caption with its start and end; longer captions are cut, shorter ones padded."""
 
 
@@ -38,6 +39,7 @@ class PretrainedTextConfig(Config):
     """A frozen tower of open_clip."""
 
     kind: Literal["pretrained"] = "pretrained"
+    """Chooses this tower."""
     name: str
     """open_clip model name, e.g. ViT-L-14 (SD1) or ViT-H-14 (SD2)."""
     weights: str
@@ -52,7 +54,7 @@ TextConfig = Annotated[TrainableTextConfig | PretrainedTextConfig, Field(discrim
 class TextTower(nn.Module):
     """Tokenizer and transformer; `width` and `context_length` are those of its states [B, T, D]."""
 
-    def __init__(self, transformer: nn.Module, tokenizer: Callable[..., Tensor], layer: int, frozen: bool) -> None:
+    def __init__(self, transformer: Any, tokenizer: Callable[..., Tensor], layer: int, frozen: bool) -> None:
         super().__init__()
         self.transformer = transformer
         self.frozen = frozen
@@ -76,9 +78,9 @@ class TextTower(nn.Module):
         return self._tokenizer(list(captions), context_length=self.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token numbers [B, T] -> states after the final normalisation [B, T, D]; no gradient through a frozen tower."""
+        """Token numbers [B, T] -> normalised states [B, T, D]; no gradient through a frozen tower."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            output = self.transformer.forward_intermediates(
+            output: dict[str, list[Tensor]] = self.transformer.forward_intermediates(
                 tokens,
                 indices=[self._layer],
                 stop_early=True,

@@ -5,6 +5,7 @@ latent, a timestep and text states. Parameters and layer order are those of LDM 
 the weights of SD map one to one. Built by `pipeline.stages.diffusion` and `pipeline.generate`.
 Shapes: B pictures, C channels, H x W latent pixels, T text tokens, D context width, E time width.
 """
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -28,27 +29,27 @@ from pipeline.models.unet_blocks import (
 class UNetConfig(Config):
     """Shape of the UNet; the defaults are those of Stable Diffusion 1."""
 
-    latent_channels: int = Field(4, gt=0)
+    latent_channels: int = Field(default=4, gt=0)
     """Channels of the latent, in and out."""
-    channels: int = Field(320, gt=0)
+    channels: int = Field(default=320, gt=0)
     """Width of the first level; the time embedding is four times as wide."""
-    channel_multipliers: tuple[int, ...] = Field((1, 2, 4, 4), min_length=1)
+    channel_multipliers: tuple[int, ...] = Field(default=(1, 2, 4, 4), min_length=1)
     """Width of each level as a multiple of `channels`; each level after the first works at half the size."""
-    num_res_blocks: int = Field(2, gt=0)
+    num_res_blocks: int = Field(default=2, gt=0)
     """Residual blocks of a level on the way down; one more on the way up."""
     attention_factors: tuple[int, ...] = (1, 2, 4)
     """Downsample factors (not sizes) of the levels with a spatial transformer; the middle always has one."""
-    num_heads: int | None = Field(None, gt=0)
+    num_heads: int | None = Field(default=None, gt=0)
     """Number of attention heads at every level (SD1: 8). Give this or `head_dim`."""
-    head_dim: int | None = Field(None, gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
     """Width of one attention head at every level (SD2: 64). Give this or `num_heads`."""
-    transformer_depth: int = Field(1, gt=0)
+    transformer_depth: int = Field(default=1, gt=0)
     """Transformer blocks in one spatial transformer."""
-    context_dim: int = Field(768, gt=0)
+    context_dim: int = Field(default=768, gt=0)
     """Width of the text states (SD1: 768, SD2: 1024)."""
     linear_projections: bool = False
     """Linear layers instead of 1x1 convolutions into and out of the transformers (SD2)."""
-    num_groups: int = Field(32, gt=0)
+    num_groups: int = Field(default=32, gt=0)
     """Groups of every group normalisation."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory for about a third more time."""
@@ -60,7 +61,7 @@ class UNetConfig(Config):
         for width in (self.channels * multiplier for multiplier in self.channel_multipliers):
             heads_or_dim = self.num_heads or self.head_dim or 1
             if width % heads_or_dim or width % self.num_groups:
-                raise ValueError(f"width {width} does not divide into {heads_or_dim} (heads) and {self.num_groups} groups")
+                raise ValueError(f"width {width} is no multiple of {heads_or_dim} (heads), {self.num_groups} (groups)")
         return self
 
     def heads(self, width: int) -> tuple[int, int]:
@@ -94,14 +95,19 @@ class Layer(nn.Module):
 class Level(nn.Module):
     """The layers that work at one size, and the change of size behind them (none at the end of each way)."""
 
+    layers: Sequence[Layer]
+
     def __init__(self, layers: list[Layer], resample: nn.Module | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.resample = resample
 
 
 class UNet(nn.Module):
     """Predicts from a noised latent; the first output of a new model is exactly zero."""
+
+    down: Sequence[Level]
+    up: Sequence[Level]
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -110,14 +116,15 @@ class UNet(nn.Module):
         time_dim = 4 * config.channels
         self.time = nn.Sequential(nn.Linear(config.channels, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.down, skips = _way_down(config, widths)
+        levels, skips = _way_down(config, widths)
+        self.down = nn.ModuleList(levels)  # type: ignore[assignment]
         self.middle = nn.ModuleList(
             [
                 Layer(config, widths[-1], widths[-1], attends=True),
                 Layer(config, widths[-1], widths[-1], attends=False),
             ]
         )
-        self.up = _way_up(config, widths, skips)
+        self.up = nn.ModuleList(_way_up(config, widths, skips))  # type: ignore[assignment]
         self.norm_out = GroupNorm(config.num_groups, widths[0], eps=1e-5)
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.latent_channels, 3, padding=1))
 
@@ -136,8 +143,8 @@ class UNet(nn.Module):
             if level.resample is not None:
                 h = level.resample(h)  # [B, C', H/2, W/2]
                 skips.append(h)
-        for layer in self.middle:
-            h = layer(h, time, context)  # [B, C', H, W]
+        for middle in self.middle:
+            h = middle(h, time, context)  # [B, C', H, W]
         for level in self.up:
             for layer in level.layers:
                 h = layer(torch.cat([h, skips.pop()], dim=1), time, context)  # [B, C', H, W]
@@ -160,9 +167,9 @@ def transformer(config: UNetConfig, width: int) -> SpatialTransformer:
     )
 
 
-def _way_down(config: UNetConfig, widths: list[int]) -> tuple[nn.ModuleList, list[int]]:
+def _way_down(config: UNetConfig, widths: list[int]) -> tuple[list[Level], list[int]]:
     """The levels from the finest to the coarsest, and the widths of the skips in the order in which they arise."""
-    levels, width, skips = nn.ModuleList(), widths[0], [widths[0]]
+    levels, width, skips = [], widths[0], [widths[0]]
     for i, out in enumerate(widths):
         layers = []
         for _ in range(config.num_res_blocks):
@@ -176,9 +183,9 @@ def _way_down(config: UNetConfig, widths: list[int]) -> tuple[nn.ModuleList, lis
     return levels, skips
 
 
-def _way_up(config: UNetConfig, widths: list[int], skips: list[int]) -> nn.ModuleList:
+def _way_up(config: UNetConfig, widths: list[int], skips: list[int]) -> list[Level]:
     """The levels from the coarsest to the finest; each layer takes the concatenation [h, skip]."""
-    levels, width, skips = nn.ModuleList(), widths[-1], list(skips)
+    levels, width, skips = [], widths[-1], list(skips)
     for i, out in reversed(list(enumerate(widths))):
         layers = []
         for _ in range(config.num_res_blocks + 1):

@@ -42,7 +42,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions around an added time embedding, plus the (projected) input; the second one starts at zero."""
+    """Two 3x3 convolutions around an added time embedding, plus the (projected) input; the second starts at zero."""
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int, num_groups: int) -> None:
         super().__init__()

@@ -29,14 +29,15 @@ from pipeline.optim import OptimConfig, learning_rate_at
 from pipeline.randomness import Draws, Purpose
 
 NUM_STRATA = 8
-"""Fixed timesteps of the validation loss, at (i + 1/2) / 8 of the schedule, as in MLPerf Training's text-to-image task."""
+"""Fixed timesteps of the validation loss, at (i + 1/2) / 8 of the schedule, as in MLPerf Training's text to image."""
 
 
 class DiffusionStageConfig(LatentDiffusionConfig):
     """The second stage: the model, and how it is trained."""
 
     kind: Literal["diffusion"] = "diffusion"
-    caption_drop: float = Field(0.1, ge=0, lt=1)
+    """Chooses this stage."""
+    caption_drop: float = Field(default=0.1, ge=0, lt=1)
     """Share of captions replaced by the null prompt, so that the model also learns what guidance leads away from."""
     ema: EmaConfig = EmaConfig()
     """Average of the weights: what is validated, previewed and exported."""
@@ -71,14 +72,16 @@ class DiffusionStage:
         self.config, self.optim, self.draws = config, optim, Draws(seed)
         self.objective = build_objective(config.objective)
         self.autoencoder = autoencoder.to(process.device).eval().requires_grad_(False)
-        model, text = build_latent_diffusion(config, seed)
+        self.model, text = build_latent_diffusion(config, seed)
         self.text = text.to(process.device)
-        self.engine = build_engine(engine, "unet", model, optim, process)
+        self.engine = build_engine(engine, "unet", self.model, optim, process)
         self.ema = Ema(self.engine, config.ema)
 
-    def train_step(self, batch: Batch, step: int, samples_seen: int, total_samples: int) -> Mapping[str, Tensor | float]:
+    def train_step(
+        self, batch: Batch, step: int, samples_seen: int, total_samples: int
+    ) -> Mapping[str, Tensor | float]:
         """One optimizer step on the rank's part of a global batch."""
-        self.engine.module.train()
+        self.model.train()
         clean = self._latents(batch)  # [B, C, h, w]
         noise = self._noise(Purpose.NOISE, batch.epochs, batch.sample_ids, clean)  # [B, C, h, w]
         t = self._timesteps(batch)  # [B]
@@ -92,14 +95,15 @@ class DiffusionStage:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
-        """Mean squared error of the averaged weights at 8 fixed timesteps, unweighted, with noise fixed for each sample.
+        """Unweighted squared error of the averaged weights at 8 fixed timesteps, with fixed noise for each sample.
 
         A sample belongs to one of the timesteps by its number, so the pass costs one evaluation for each sample. Every
-        rank evaluates equally often, as sharded weights are gathered in step: one that runs out repeats without counting.
+        rank evaluates equally often, since sharded weights are gathered in step: one that runs out repeats its last
+        batch without counting it.
         """
         sums = torch.zeros(2, NUM_STRATA, dtype=torch.float64, device=self.engine.device)  # losses, counts
         with self.ema.applied():
-            self.engine.module.eval()
+            self.model.eval()
             for batch, counts in in_step(batches):
                 stratum = torch.tensor(batch.sample_ids, device=self.engine.device) % NUM_STRATA  # [B]
                 losses = self._validation_losses(batch, stratum).double()  # [B]
@@ -117,15 +121,15 @@ class DiffusionStage:
         """Pictures of the fixed prompts under averaged weights, with captions: uint8 [H, W, 3]."""
         prompts = self.config.preview_prompts
         with self.ema.applied():
-            model = self.engine.module.eval()
+            self.model.eval()
             generator = Generator(
-                model, self.text, self.objective, self.config.sampling, self.autoencoder, self.engine.autocast
+                self.model, self.text, self.objective, self.config.sampling, self.autoencoder, self.engine.autocast
             )
             return captioned_grid(generator.sample(prompts, seeds=range(len(prompts))), prompts)
 
     def parts(self) -> Mapping[str, Stateful]:
         """The engine and the average; a frozen text tower and the autoencoder are inputs, not state."""
-        return {"unet": self.engine, "unet_ema": self.ema}
+        return {"unet": self.engine, "ema": self.ema}
 
     def _predict(self, batch: Batch, dropped: Sequence[bool], clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The model's output at x_t of the batch: [B, C, h, w]."""

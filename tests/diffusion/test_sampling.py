@@ -5,7 +5,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.sampling import SAMPLERS, FreshNoise, Sampler, SamplerName, ddim, ddpm, dpmpp_2m, euler, unchanged
+from pipeline.diffusion.sampling import (
+    SAMPLERS,
+    FreshNoise,
+    Sampler,
+    SamplerName,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    euler,
+    unchanged,
+)
 from pipeline.diffusion.schedule import NoiseSchedule, ScheduleConfig, Spacing, build_schedule, spaced_timesteps
 
 MEAN, STD = 0.7, 0.5
@@ -40,7 +50,8 @@ def transport_error(sampler: Sampler, schedule: NoiseSchedule, num_steps: int, s
     timesteps = spaced_timesteps(num_steps, spacing)
     mean, std = marginal_scales(schedule, timesteps[0])
     quantiles = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    samples = sampler(GaussianDenoiser(schedule), mean + std * quantiles, schedule, timesteps, fresh(quantiles.shape), unchanged)
+    x = mean + std * quantiles
+    samples = sampler(GaussianDenoiser(schedule), x, schedule, timesteps, fresh(x.shape), unchanged)
     return float((samples - (MEAN + STD * quantiles)).abs().max())
 
 
@@ -78,7 +89,9 @@ def test_ddpm_reaches_mean_and_variance(schedule: NoiseSchedule) -> None:
     assert math.sqrt(variance) == pytest.approx(STD, abs=1e-2)  # the posterior variance is exact for a point only
 
 
-def one_step(denoiser: GaussianDenoiser, points: Tensor, schedule: NoiseSchedule, table: list[int], scales: list[float]) -> Tensor:
+def one_step(
+    denoiser: GaussianDenoiser, points: Tensor, schedule: NoiseSchedule, table: list[int], scales: list[float]
+) -> Tensor:
     """One step of ddpm on `points` without its noise, whose scale is appended to `scales`."""
     states: list[Tensor] = []
 

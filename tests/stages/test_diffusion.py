@@ -1,0 +1,165 @@
+"""The diffusion stage: learns, drops captions as asked, keys its draws on samples, validates exactly over ranks."""
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import UserError
+from pipeline.data.batch import Batch
+from pipeline.diffusion.objective import ObjectiveConfig
+from pipeline.diffusion.sampling import SamplingConfig
+from pipeline.distributed import process as processes
+from pipeline.distributed.ema import EmaConfig
+from pipeline.distributed.engine import EngineConfig
+from pipeline.distributed.process import Process
+from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.text import NULL_PROMPT, TrainableTextConfig
+from pipeline.models.unet import UNetConfig
+from pipeline.optim import OptimConfig
+from pipeline.randomness import Purpose
+from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig, in_step
+from tests.ranks import run_ranks
+
+CONFIG = DiffusionStageConfig(
+    unet=UNetConfig(
+        latent_channels=4, channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_factors=(2,),
+        num_heads=2, context_dim=16, num_groups=8,
+    ),
+    text=TrainableTextConfig(width=16, num_layers=1, num_heads=2, context_length=12),
+    objective=ObjectiveConfig(prediction="v", min_snr_gamma=5.0),
+    sampling=SamplingConfig(num_steps=2, guidance_scale=2.0),
+    ema=EmaConfig(decay=0.9),
+    preview_prompts=("a red circle", "a blue square"),
+)
+CAPTIONS = ["a red circle", "a blue square", "a green star"]
+
+
+def first_stage() -> Autoencoder:
+    config = AutoencoderConfig(
+        channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, mid_attention=False, norm_groups=4,
+        latent_channels=4, embedding_dim=4, resolution=32,
+    )
+    autoencoder = Autoencoder(config, seed=3)
+    autoencoder.latent_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    autoencoder.latent_std.copy_(torch.tensor([0.5, 1.5, 1.0, 2.0]))
+    return autoencoder
+
+
+def stage(config: DiffusionStageConfig = CONFIG, process: Process | None = None, seed: int = 5) -> DiffusionStage:
+    engine = EngineConfig(kind="accelerate")
+    return DiffusionStage(config, engine, OptimConfig(learning_rate=2e-3), process or Process(), seed, first_stage())
+
+
+def batch(sample_ids: list[int], epoch: int = 0) -> Batch:
+    """Pictures of one colour each, named by their caption."""
+    colours = torch.tensor([[[250, 20, 20]], [[20, 20, 250]], [[20, 250, 20]]], dtype=torch.uint8)
+    images = torch.stack([colours[i % 3].T[..., None].expand(3, 32, 32) for i in sample_ids]).contiguous()
+    captions = [CAPTIONS[i % 3] for i in sample_ids]
+    return Batch(sample_ids, [epoch] * len(sample_ids), [str(i) for i in sample_ids], captions, images=images)
+
+
+def test_learns(single: None) -> None:
+    trained = stage()
+    before = trained.validate([batch(list(range(16)))])["validation_loss"]
+    for step in range(40):
+        metrics = trained.train_step(batch(list(range(8 * step, 8 * step + 8))), step, 8 * step, 320)
+        assert np.isfinite(float(metrics["diffusion_loss"]))
+    after = trained.validate([batch(list(range(16)))])["validation_loss"]
+    assert after < 0.8 * before
+
+
+def test_stored_and_online_latents_train_alike(single: None) -> None:
+    online, stored = batch([0, 1, 2, 3]), batch([0, 1, 2, 3])
+    with torch.no_grad():
+        stored.latents = first_stage().encode_raw(online.images / 127.5 - 1.0)
+    stored.images = None
+    torch.testing.assert_close(stage()._latents(online), stage()._latents(stored))
+    losses = [stage().train_step(b, 0, 0, 8)["diffusion_loss"] for b in (online, stored)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_draws_depend_on_sample_and_epoch_only(single: None) -> None:
+    whole, part, later = batch([4, 5, 6, 7]), batch([6]), batch([6], epoch=1)
+    one = stage()
+    like = torch.zeros(1, 4, 8, 8)
+    def draws(b: Batch) -> list[torch.Tensor]:
+        return [one._noise(Purpose.NOISE, b.epochs, b.sample_ids, like), one._timesteps(b)]
+
+    for all_rows, row, other in zip(draws(whole), draws(part), draws(later), strict=True):
+        assert torch.equal(all_rows[2:3], row)
+        assert not torch.equal(row, other)
+
+
+def test_caption_drop_has_its_rate_and_its_prompt(single: None) -> None:
+    one = stage()
+    many = Batch(list(range(10_000)), [0] * 10_000, [""] * 10_000, [""] * 10_000)
+    assert 0.09 < np.mean(one._dropped(many)) < 0.11
+    tokens = one._captions(batch([0, 1]), [True, False])
+    assert torch.equal(tokens[:1], one.text.tokenize([NULL_PROMPT]))  # what the generator encodes as its null prompt
+    assert torch.equal(tokens[1:], one.text.tokenize([CAPTIONS[1]]))
+
+
+def test_timesteps_cover_the_schedule(single: None) -> None:
+    many = Batch(list(range(20_000)), [0] * 20_000, [""] * 20_000, [""] * 20_000)
+    t = stage()._timesteps(many)
+    assert t.min() == 0 and t.max() == 999
+    assert abs(t.double().mean() - 499.5) < 6
+
+
+def test_preview_shows_the_averaged_weights(single: None) -> None:
+    one = stage()
+    first = one.preview()
+    assert first.dtype == np.uint8 and first.ndim == 3
+    with torch.no_grad():
+        one.model.unet.conv_out.bias += 1.0  # the live weights only
+    assert np.array_equal(one.preview(), first)
+
+
+def test_mismatched_latents_are_refused() -> None:
+    unet = CONFIG.unet.model_copy(update={"latent_channels": 8})
+    with pytest.raises(UserError, match="latent_channels: 8"):
+        stage(CONFIG.model_copy(update={"unet": unet}))
+    with pytest.raises(UserError, match="context_dim: 24"):
+        stage(CONFIG.model_copy(update={"unet": CONFIG.unet.model_copy(update={"context_dim": 24})}))
+
+
+def validation_metrics(process: Process, sample_ids: list[list[int]]) -> dict[str, float]:
+    """Of a stage whose averaged weights are not the zeros of the start."""
+    one = stage(process=process)
+    with torch.no_grad():
+        one.model.unet.conv_out.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.1)
+        torch._foreach_copy_(one.ema.averages, one.ema.masters)
+    return dict(one.validate([batch(ids) for ids in sample_ids]))
+
+
+def validate_on_a_rank(sample_ids: list[list[int]]) -> dict[str, float]:
+    process = processes.start()
+    try:
+        return validation_metrics(process, sample_ids[process.rank :: process.world_size])
+    finally:
+        processes.finish()
+
+
+def test_validation_is_exact_over_unequal_ranks(single: None) -> None:
+    sample_ids = [[0, 1, 2, 3], [4, 5], [6, 7, 8]]
+    ranks = run_ranks(validate_on_a_rank, 2, sample_ids)
+    assert ranks[0] == ranks[1]
+    assert ranks[0] == pytest.approx(validation_metrics(Process(), sample_ids), rel=1e-5)
+
+
+def test_in_step_counts_each_batch_once(single: None) -> None:
+    def batches() -> Iterator[Batch]:
+        yield batch([0])
+        yield batch([1])
+
+    assert [(b.sample_ids, counts) for b, counts in in_step(batches())] == [([0], True), ([1], True)]
+    assert list(in_step([])) == []
+
+
+@pytest.fixture(scope="module")
+def single() -> Iterator[None]:
+    """A world of one for the tests that train in this process."""
+    processes.start()
+    yield
+    processes.finish()

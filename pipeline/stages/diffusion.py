@@ -129,7 +129,7 @@ class DiffusionStage:
 
     def parts(self) -> Mapping[str, Stateful]:
         """The engine and the average; a frozen text tower and the autoencoder are inputs, not state."""
-        return {"unet": self.engine, "ema": self.ema}
+        return {"unet": self.engine, "unet_ema": self.ema}
 
     def _predict(self, batch: Batch, dropped: Sequence[bool], clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The model's output at x_t of the batch: [B, C, h, w]."""

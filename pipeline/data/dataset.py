@@ -24,25 +24,25 @@ class DataConfig(Config):
     """Folder or URL of the training shards (with their manifest.json)."""
     validation: str | None = None
     """The same for validation; None validates nothing."""
-    image_size: int = Field(256, gt=0)
+    image_size: int = Field(default=256, gt=0)
     """Side of the training pictures in pixels; latent shards bring their own size."""
     crop: Literal["random", "center"] = "random"
     """How a picture that is not square is cut in training; validation always takes the middle."""
     random_flip: bool = False
     """Mirror half of the training pictures; wrong where captions say left and right."""
-    num_lanes: int = Field(240, gt=0)
+    num_lanes: int = Field(default=240, gt=0)
     """Streams that advance together: as many blocks mix in a batch. Best a multiple of every number of ranks."""
-    block_samples: int = Field(64, gt=0)
+    block_samples: int = Field(default=64, gt=0)
     """Neighbouring samples that are fetched in one read; 1 to 4 MB are a good size for object storage."""
-    num_fetch_threads: int = Field(16, gt=0)
+    num_fetch_threads: int = Field(default=16, gt=0)
     """Reads under way at once, for each rank."""
-    num_decode_threads: int = Field(2, gt=0)
+    num_decode_threads: int = Field(default=2, gt=0)
     """Threads that decode pictures, for each rank."""
-    prefetch_batches: int = Field(4, gt=0)
+    prefetch_batches: int = Field(default=4, gt=0)
     """Decoded batches that wait for the trainer."""
-    fetch_ahead_batches: int = Field(16, gt=0)
+    fetch_ahead_batches: int = Field(default=16, gt=0)
     """Batches whose bytes are fetched before it is their turn."""
-    max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0)
+    max_bad_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
     """Share of the samples that may turn out unreadable before the run stops; each is replaced and written down."""
 
 

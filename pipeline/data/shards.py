@@ -7,13 +7,15 @@ inside a tar are the business of `pipeline.data.tar`.
 """
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.config import UserError
+from pipeline.data.tar import TarSample, write_samples
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -92,6 +94,15 @@ def load_manifest(url: str) -> Manifest:
         raise UserError(f"{place}: {error}; write it again with `tessera-data index {url}`") from None
 
 
+def write_shard(url: str, name: str, samples: Iterable[TarSample]) -> ShardRecord:
+    """Write the tar `name` into the dataset folder `url`, then its index; hashed on the way, so never read again."""
+    with storage.writing(storage.join(url, name)) as file:
+        hashed = _HashedFile(file)
+        offsets = write_samples(hashed, samples)
+    write_index(storage.join(url, index_name(name)), offsets)
+    return ShardRecord(name, len(offsets) - 1, hashed.num_bytes, hashed.sha256.hexdigest())
+
+
 def shard_name(shard_id: int) -> str:
     """`00000.tar`."""
     return f"{shard_id:05d}.tar"
@@ -134,3 +145,18 @@ def read_index(url: str) -> np.ndarray:
     if len(data) % 8 or not data:
         raise UserError(f"{url}: {len(data)} bytes are not an index of 64-bit offsets; {remedy}")
     return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+
+
+class _HashedFile:
+    """Hashes and counts what is written through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """As of a binary file."""
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return self._file.write(data)

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from mmap import mmap
-from typing import IO
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +19,14 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 _META_NAME = re.compile(r"__[^/]*__($|/)")
 
 Buffer = bytes | bytearray | memoryview | mmap
+
+
+class Sink(Protocol):
+    """What a tar is written into: a binary file, or something that passes the bytes on to one."""
+
+    def write(self, data: bytes, /) -> int:
+        """As of a binary file."""
+        ...
 
 
 class TarError(ValueError):
@@ -115,7 +123,7 @@ def sample_offsets(buffer: Buffer) -> np.ndarray:
     return np.array([*offsets, end], dtype=np.uint64)
 
 
-def write_samples(file: IO[bytes], samples: Iterable[TarSample]) -> np.ndarray:
+def write_samples(file: Sink, samples: Iterable[TarSample]) -> np.ndarray:
     """Write a whole tar: USTAR, members in sorted order of extension, time 0, owner 0, mode 0644.
 
     Returns:
@@ -134,7 +142,7 @@ def write_samples(file: IO[bytes], samples: Iterable[TarSample]) -> np.ndarray:
     return np.array([*offsets, position], dtype=np.uint64)
 
 
-def _write_member(file: IO[bytes], key: str, extension: str, data: bytes) -> int:
+def _write_member(file: Sink, key: str, extension: str, data: bytes) -> int:
     """Write header, bytes and padding of one member; the number of bytes written."""
     name = f"{key}.{extension}"
     if split_name(name) != (key, extension) or not key.rpartition("/")[2]:

@@ -1,0 +1,72 @@
+"""Encode every picture of a dataset once with a trained autoencoder, so that the second stage trains on latents.
+
+The latent shards have the names, keys and order of the picture shards, and a stamp that says which autoencoder made
+them; training refuses latents of another one. The same command again goes on where it stopped. Under torchrun, or in a
+Slurm array with RANK and WORLD_SIZE set, every process takes its share of the shards and the GPU of its LOCAL_RANK.
+
+Example:
+  tessera-data precompute --model runs/vq --data shards --out latents
+  torchrun --nproc-per-node 8 -m data_tools precompute --model models:/vq-autoencoder@champion \\
+      --data s3://bucket/shards --out s3://bucket/latents --dtype float16 --batch-size 256
+"""
+import argparse
+import json
+import os
+from typing import Any
+
+from pipeline.config import UserError, parse_config
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The model, where from, where to, and how."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="REF", help="models:/name@alias, models:/name/7, run or exported folder")
+    add("--data", required=True, metavar="URL", help="shards of pictures")
+    add("--out", required=True, metavar="URL", help="folder or URL for the latents")
+    add("--image-size", type=int, metavar="S", help="side in pixels (default: the autoencoder's resolution)")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="type of the stored latents")
+    add("--batch-size", type=int, default=64, metavar="N", help="pictures encoded at once (default 64)")
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode this process's share, and say what a sample cost."""
+    import torch
+
+    from data_tools.precompute import LatentEncoder, PrecomputeConfig, precompute
+    from pipeline.export import resolve
+    from pipeline.models.package import load_package
+
+    settings = {"image_size": args.image_size, "dtype": args.dtype, "batch_size": args.batch_size}
+    config = parse_config(settings, PrecomputeConfig, source="tessera-data precompute")
+    rank, world_size, local_rank = (_environment(name, default) for name, default in _PLACE.items())
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    encoder = LatentEncoder(load_package(resolve(args.model)), config, device)
+    summary = precompute(encoder, args.data, args.out, config, rank, world_size)
+    print(json.dumps(summary) if args.json else _sentence(summary))
+    return 0
+
+
+_PLACE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+
+
+def _environment(name: str, default: int) -> int:
+    """An integer that torchrun or the job script sets."""
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise UserError(f"{name}={os.environ[name]!r}: not a number; unset it or let torchrun set it") from None
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    """What was written, at what cost."""
+    samples, seconds = summary["samples"], summary["seconds"]
+    line = f"{summary['out']}: {samples} latents in {summary['shards_written']} shards"
+    if samples:
+        cost = f"{seconds * 1e3 / samples:.2f} ms and {summary['cpu_seconds'] * 1e3 / samples:.2f} CPU ms a sample"
+        line += f", {samples / max(seconds, 1e-9):.0f} a second, {cost}"
+    if summary["shards_skipped"]:
+        line += f"; {summary['shards_skipped']} shards were there"
+    if summary["left_out"]:
+        line += f"; {summary['left_out']} unreadable pictures left out"
+    return line + ("" if summary["digest"] else "; other processes still work on the rest")

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from data_tools.pixels import ResizeMode
 from data_tools.pool import map_unordered
-from data_tools.shard_writer import OWN_COLUMNS, SUCCESS, ShardTask, write_shard
+from data_tools.shard_writer import OWN_COLUMNS, SUCCESS, ShardTask, make_shard
 from data_tools.sources import Pair, open_source
 from pipeline import storage
 from pipeline.config import Config, UserError, config_differences
@@ -55,7 +55,7 @@ def shard_dataset(source_url: str, out: str, config: ShardConfig, num_workers: i
     plan = {"config": config.model_dump(), "input": {"pairs": len(pairs), "digest": _digest_of_pairs(pairs)}}
     done = _finished_shards(out, plan)
     tasks = [task for task in _tasks(pairs, out, config, plan) if shard_name(task.shard_id) not in done]
-    for stats in map_unordered(write_shard, tasks, num_workers, f"sharding into {out}"):
+    for stats in map_unordered(make_shard, tasks, num_workers, f"sharding into {out}"):
         done[stats["shard"]["name"]] = stats
     records = [done[name] for name in sorted(done, key=lambda name: int(name.removesuffix(".tar")))]
     return {"out": out, "written_now": len(tasks)} | _finish(out, plan, records)

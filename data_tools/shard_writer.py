@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,8 +19,8 @@ from pyarrow import parquet
 from data_tools.pixels import BadImage, ResizeMode, prepare
 from data_tools.sources import Pair
 from pipeline import storage
-from pipeline.data.shards import ShardRecord, index_name, shard_name, stats_name, table_name, write_index
-from pipeline.data.tar import TarSample, write_samples
+from pipeline.data.shards import ShardRecord, shard_name, stats_name, table_name, write_shard
+from pipeline.data.tar import TarSample
 
 SUCCESS, UNREADABLE, REFUSED = "success", "failed_to_download", "failed_to_resize"
 OWN_COLUMNS = {
@@ -57,17 +57,13 @@ class ShardTask:
     """Written into the stats: what another run must agree with to go on here."""
 
 
-def write_shard(task: ShardTask) -> Row:
+def make_shard(task: ShardTask) -> Row:
     """Write the four files of one shard and return its stats (see `shard_stats`)."""
     started = time.time()
     name = shard_name(task.shard_id)
     rows: list[Row] = []
-    with storage.writing(storage.join(task.out, name)) as file:
-        hashed = HashedFile(file)
-        offsets = write_samples(hashed, _samples(task, rows))  # type: ignore[arg-type]
-    write_index(storage.join(task.out, index_name(name)), offsets)
+    record = write_shard(task.out, name, _samples(task, rows))
     storage.write_bytes(storage.join(task.out, table_name(name)), _table(rows, task.extra_columns))
-    record = ShardRecord(name, len(offsets) - 1, hashed.num_bytes, hashed.sha256.hexdigest())
     stats = shard_stats(rows, record, task.plan, started, time.time())
     storage.write_json(storage.join(task.out, stats_name(name)), stats)
     return stats
@@ -139,17 +135,3 @@ def _cell(value: Any, kind: pa.DataType) -> Any:
     if value is None or isinstance(value, str) or kind != pa.string():
         return value
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-class HashedFile:
-    """Hashes and counts what is written through it, so that no shard is read again for its digest."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.num_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-        return self._file.write(data)

@@ -1,0 +1,137 @@
+"""What a dataset looks like, in numbers and a few pictures: all that the report page shows.
+
+Numbers come from the shards' tables where there are some, else from the tars. Called by `data_tools.report`.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pyarrow import parquet
+
+from data_tools.progress import track
+from data_tools.shard_writer import SUCCESS
+from data_tools.tars import opened, picture_of
+from pipeline import storage
+from pipeline.data.decode import DecodeError, decode_image
+from pipeline.data.index import ByteRange
+from pipeline.data.samples import caption_of
+from pipeline.data.shards import Manifest, ShardRecord, index_name, load_manifest, read_index, table_name
+from pipeline.data.source import read_range
+from pipeline.data.tar import TarSample, parse_samples, sample_offsets
+
+COLUMNS = ("caption", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One sample for the contact sheet."""
+
+    key: str
+    caption: str
+    image: Image.Image
+
+
+@dataclass
+class Survey:
+    """Counts over all rows of a dataset."""
+
+    manifest: Manifest
+    failures: Counter[str] = field(default_factory=Counter)
+    """Reason -> inputs that are not in the tars."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(width, height) of the stored pictures."""
+    original_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(width, height) as found, upright."""
+    caption_lengths: Counter[int] = field(default_factory=Counter)
+    """In words."""
+    words: Counter[str] = field(default_factory=Counter)
+    captions: Counter[str] = field(default_factory=Counter)
+    pictures: Counter[str] = field(default_factory=Counter)
+    """sha256 of the picture's file as found."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count one row of a shard's table."""
+        if row["status"] != SUCCESS:
+            self.failures[row["error_message"] or row["status"]] += 1
+            return
+        words = (row["caption"] or "").lower().split()
+        self.caption_lengths[len(words)] += 1
+        self.words.update(words)
+        self.captions[row["caption"] or ""] += 1
+        self.pictures[row["sha256"]] += 1
+        self.sizes[row["width"], row["height"]] += 1
+        self.original_sizes[row["original_width"], row["original_height"]] += 1
+
+
+def survey(url: str) -> Survey:
+    """Read the tables (or tars) of all shards.
+
+    Raises:
+        UserError: no manifest, or a shard is gone.
+    """
+    manifest = load_manifest(url)
+    found = Survey(manifest)
+    for record in track(manifest.shards, len(manifest.shards), f"reading {url}"):
+        for row in _rows(url, record):
+            found.add(row)
+    return found
+
+
+def sights(url: str, manifest: Manifest, num: int) -> list[Sight]:
+    """Up to `num` samples, evenly spread over the dataset; what does not decode is left out."""
+    chosen = np.unique(np.linspace(0, manifest.num_samples - 1, num).round().astype(int))
+    found, first = [], 0
+    for record in manifest.shards:
+        places = chosen[(chosen >= first) & (chosen < first + record.num_samples)] - first
+        first += record.num_samples
+        if len(places):
+            offsets = read_index(storage.join(url, index_name(record.name)))
+            found += [sight for place in places if (sight := _sight(url, record, offsets, int(place)))]
+    return found
+
+
+def _rows(url: str, record: ShardRecord) -> Iterator[Mapping[str, Any]]:
+    """The rows of one shard's table, or the same facts gathered from a tar without one."""
+    table = storage.join(url, table_name(record.name))
+    if storage.exists(table):
+        yield from parquet.read_table(io.BytesIO(storage.read_bytes(table)), columns=list(COLUMNS)).to_pylist()
+    else:
+        yield from _rows_of_tar(storage.join(url, record.name))
+
+
+def _rows_of_tar(url: str) -> Iterator[Mapping[str, Any]]:
+    """One row for each sample of a tar of foreign origin; only the pictures' headers are decoded."""
+    with opened(url) as buffer:
+        offsets = sample_offsets(buffer).tolist()
+        for start, stop in pairwise(offsets):
+            yield from map(_row_of_sample, parse_samples(buffer[start:stop]))
+
+
+def _row_of_sample(sample: TarSample) -> Mapping[str, Any]:
+    """What the table of a shard would say about a sample."""
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"caption": caption_of(sample)}
+    data = picture_of(sample) or b""
+    try:
+        width, height = Image.open(io.BytesIO(data)).size
+    except UnidentifiedImageError:
+        return row | {"status": "unreadable", "error_message": "no picture inside the sample"}
+    row |= {"width": width, "height": height, "original_width": width, "original_height": height}
+    return row | {"status": SUCCESS, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _sight(url: str, record: ShardRecord, offsets: np.ndarray, place: int) -> Sight | None:
+    """Sample `place` of a shard, by one ranged read."""
+    piece = ByteRange(record.name, int(offsets[place]), int(offsets[place + 1]), 1)
+    sample = parse_samples(read_range(storage.join(url, record.name), piece))[0]
+    try:
+        image = decode_image(picture_of(sample) or b"")
+    except DecodeError:
+        return None
+    return Sight(sample.key, caption_of(sample), Image.fromarray(image))

@@ -1,0 +1,276 @@
+"""The models of a team, by name and version, in the MLflow model registry: register, find, fetch, verify.
+
+A version is an exported folder stored as artifacts, with its digests and measured values as tags; it is plain files, so
+loading it runs no code. Aliases say what it is for: `candidate`, `champion`, `previous` (see `promotion`). Called by
+`tessera registry` and by `pipeline.export.resolve`.
+"""
+import difflib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import UserError
+from pipeline.models.package import EVALUATION, Package, load_package
+from pipeline.tracking.redact import redact_text
+from pipeline.tracking.server import EXPERIMENT, answering, connect, experiment_id, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+MODELS_EXPERIMENT = "tessera-models"
+"""Registered folders have runs of their own there: cleaning up training runs never deletes a registered model."""
+
+LOG_SUFFIX = ".promotions"
+"""Ends the name of the log that `promotion` keeps for a model; such names are not models."""
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+DIGEST_TAG, KIND_TAG, EVALUATION_TAG = "package_digest", "kind", "evaluation"
+LINEAGE_TAGS = (
+    "run",
+    "data_digest",
+    "latents_digest",
+    "autoencoder_digest",
+    "config_digest",
+    "git_commit",
+    "world_size",
+    "samples_seen",
+)
+"""Fields of the lineage that can be searched for as tags."""
+
+TAG_CHARACTERS = 8000
+"""MLflow's limit."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/v?(?P<number>\d+))?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    """Name of the registered model."""
+    number: int
+    """1, 2, 3, ..."""
+    aliases: tuple[str, ...]
+    """What it is for, such as champion."""
+    tags: dict[str, str]
+    """Digests, lineage, evaluation."""
+    source: str
+    """Address of its files."""
+    created_ms: int
+    """When it was registered, milliseconds since 1970."""
+
+    @property
+    def ref(self) -> str:
+        """How every command calls it."""
+        return f"models:/{self.name}/{self.number}"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the package; empty for a version that Tessera did not register."""
+        return self.tags.get(DIGEST_TAG, "")
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What `tessera evaluate` found, with the protocol."""
+        return json.loads(self.tags[EVALUATION_TAG]) if EVALUATION_TAG in self.tags else None
+
+
+class Registry:
+    """The registry of one tracking server.
+
+    Raises, from every method:
+        ServerError: the server does not answer.
+        UserError: there is no such model, version or alias; names what is near.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = tracking_uri(uri)
+        self.client = connect(self.uri)
+
+    def names(self) -> list[str]:
+        """All registered models."""
+        with answering(self.uri):
+            found = [model.name for model in self.client.search_registered_models()]
+        return sorted(name for name in found if not name.endswith(LOG_SUFFIX))
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a model, oldest first."""
+        aliases = self._aliases(name)
+        with answering(self.uri):
+            found = self.client.search_model_versions(f"name='{name}'")
+        return sorted((_version(v, aliases) for v in found), key=lambda version: version.number)
+
+    def find(self, ref: str) -> Version:
+        """The version that `models:/name@alias`, `models:/name/7`, `name@alias` or `name/7` means.
+
+        A bare `name` means its champion, or else its newest version.
+        """
+        match = _REFERENCE.fullmatch(ref)
+        if match is None:
+            raise UserError(f"{ref}: a registered model is written models:/NAME@ALIAS or models:/NAME/7")
+        versions = self.versions(match["name"])
+        if match["number"]:
+            found = [version for version in versions if version.number == int(match["number"])]
+            there = ", ".join(str(version.number) for version in versions)
+        else:
+            alias = match["alias"] or CHAMPION
+            found = [version for version in versions if alias in version.aliases]
+            there = ", ".join(sorted({f"@{alias}" for version in versions for alias in version.aliases})) or "no alias"
+            found = found or (versions[-1:] if match["alias"] is None else [])
+        if not found:
+            raise UserError(f"{ref}: no such version; {match['name']} has {there}")
+        return found[0]
+
+    def with_digest(self, digest: str, name: str | None = None) -> Version | None:
+        """The oldest version, of one model or of any, that holds this package."""
+        names = self.names() if name is None else [name] if name in self.names() else []
+        return next((v for known in names for v in self.versions(known) if v.digest == digest), None)
+
+    def register(self, folder: Path | str, name: str | None = None) -> Version:
+        """Make an exported folder a version of `name` (default: its kind), and the candidate.
+
+        The same package again is the same version; it only takes over an evaluation that was made since.
+        """
+        package = load_package(folder)
+        name = name or package.kind
+        if not _NAME.fullmatch(name) or name.endswith(LOG_SUFFIX):
+            raise UserError(f"{name!r}: a name has letters, digits and . _ - only, and does not end in {LOG_SUFFIX}")
+        known = self.with_digest(package.digest, name)
+        version = known or self._create(package, name)
+        self._record_evaluation(package, version)
+        return self.find(f"{name}/{version.number}")
+
+    def fetch(self, version: Version) -> Path:
+        """The version's files on this machine, downloaded once; what is there was checked against its digest."""
+        folder = cache_folder() / version.digest
+        if not folder.is_dir():
+            self.download(version, folder)
+        return folder
+
+    def download(self, version: Version, folder: Path) -> Package:
+        """Copy the version's files to a new folder, whole or not at all.
+
+        Raises:
+            UserError: they are not what was registered.
+        """
+        import mlflow
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as place:
+            with answering(self.uri):
+                got = mlflow.artifacts.download_artifacts(version.source, dst_path=place, tracking_uri=self.uri)
+            package = load_package(got)
+            if package.digest != version.digest:
+                raise UserError(
+                    f"{version.ref}: its files have the digest {package.digest[:12]}, registered was"
+                    f" {version.digest[:12]}: damaged or exchanged; register the model again"
+                )
+            try:
+                Path(got).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was faster, with the same files
+                    raise
+        return load_package(folder)
+
+    def verify(self, version: Version) -> None:
+        """Download the version anew and compare it with its digest.
+
+        Raises:
+            UserError: a file is missing, damaged or exchanged.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            self.download(version, Path(place) / "package")
+
+    def _create(self, package: Package, name: str) -> Version:
+        """Upload, then create the version: one that can be seen is complete."""
+        with answering(self.uri):
+            experiment = experiment_id(self.client, MODELS_EXPERIMENT)
+            run = self.client.create_run(experiment, tags=self._origin(package), run_name=name)
+            self.client.log_artifacts(run.info.run_id, str(package.folder), "package")
+            self.client.set_terminated(run.info.run_id)
+            number = self._add_row(name, f"{run.info.artifact_uri}/package", run.info.run_id, _tags(package))
+            first = self.with_digest(package.digest, name)
+            if first is not None and first.number != number:  # somebody registered it at the same time
+                self.client.delete_model_version(name, str(number))
+                return first
+            self.client.set_registered_model_alias(name, CANDIDATE, str(number))
+        return self.find(f"{name}/{number}")
+
+    def append(self, log: str, version: Version, tags: dict[str, str]) -> None:
+        """Add an entry about `version` to a log, under the next number that the server gives out."""
+        with answering(self.uri):
+            self._add_row(log, version.source, None, tags)
+
+    def _add_row(self, name: str, source: str, run_id: str | None, tags: dict[str, str]) -> int:
+        """A new version row of the model `name`, which is created if need be; its number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return int(self.client.create_model_version(name, source, run_id, tags=tags).version)
+
+    def _origin(self, package: Package) -> dict[str, str]:
+        """Tags that lead from the stored model to the training run, if that is on the same server."""
+        experiment, uid = self.client.get_experiment_by_name(EXPERIMENT), package.lineage.get("run_uid")
+        if experiment is None or not uid:
+            return {}
+        runs = self.client.search_runs([experiment.experiment_id], f"tags.`tessera.run_uid` = '{uid}'", max_results=1)
+        return {"mlflow.parentRunId": runs[0].info.run_id} if runs else {}
+
+    def _record_evaluation(self, package: Package, version: Version) -> None:
+        """Store the package's evaluation.json, if it is new, with the version and as searchable tags."""
+        evaluation = package.evaluation
+        if evaluation is None or evaluation == version.evaluation:
+            return
+        text = json.dumps(evaluation, sort_keys=True)
+        if len(text) > TAG_CHARACTERS:
+            raise UserError(f"{package.folder / EVALUATION}: more than {TAG_CHARACTERS} characters of figures")
+        with answering(self.uri):
+            run_id = self.client.get_model_version(version.name, str(version.number)).run_id
+            self.client.log_artifact(run_id, str(package.folder / EVALUATION), "package")
+            self.client.set_model_version_tag(version.name, str(version.number), EVALUATION_TAG, text)
+            for metric, value in evaluation["metrics"].items():
+                self.client.set_model_version_tag(version.name, str(version.number), f"metric.{metric}", repr(value))
+
+    def _aliases(self, name: str) -> dict[str, int]:
+        from mlflow.exceptions import MlflowException
+
+        with answering(self.uri):
+            try:
+                model = self.client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                names = self.names()
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(names) or 'none yet'}"
+                raise UserError(f"{name}: no such registered model on {redact_text(self.uri)}; {hint}") from None
+        return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def cache_folder() -> Path:
+    """Where fetched models lie, by digest: TESSERA_CACHE, or tessera/ in the user's cache folder."""
+    own = os.environ.get("TESSERA_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tessera" / "models"
+
+
+def _tags(package: Package) -> dict[str, str]:
+    """What can be searched for and shown without a download."""
+    lineage = {name: package.lineage.get(name) for name in LINEAGE_TAGS}
+    tags = {DIGEST_TAG: package.digest, KIND_TAG: package.kind, "lineage": json.dumps(package.lineage)}
+    return tags | {name: str(value)[:TAG_CHARACTERS] for name, value in lineage.items() if value is not None}
+
+
+def _version(found: "ModelVersion", aliases: dict[str, int]) -> Version:
+    number = int(found.version)
+    mine = tuple(sorted(alias for alias, target in aliases.items() if target == number))
+    return Version(found.name, number, mine, dict(found.tags), found.source or "", found.creation_timestamp)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Config, UserError
+from pipeline.data.batch import Batch
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, StopRequest, mean_of_floats, stop_on_signals
 from pipeline.storage import writing
@@ -54,12 +55,15 @@ class TrainState:
 class Stage(Protocol):
     """An objective with its models, engines and averages. It counts no steps and logs nothing."""
 
-    def train_step(self, batch: Any, step: int, samples_seen: int, total_samples: int) -> Mapping[str, Tensor | float]:
+    def train_step(
+        self, batch: Batch, step: int, samples_seen: int, total_samples: int
+    ) -> Mapping[str, Tensor | float]:
         """Train on the rank's part of one global batch.
 
         Args:
-            batch: a `pipeline.data` Batch.
-            step, samples_seen: steps and samples before this one.
+            batch: this rank's samples.
+            step: optimizer steps made before this one.
+            samples_seen: samples trained on before this batch, over all ranks.
             total_samples: where the run ends, for schedules.
 
         Returns:
@@ -67,7 +71,7 @@ class Stage(Protocol):
         """
         ...
 
-    def validate(self, batches: Iterable[Any]) -> Mapping[str, float]:
+    def validate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
         """Metrics over one whole pass, exact over ranks. Collective."""
         ...
 
@@ -88,7 +92,7 @@ class Batches(Protocol):
         """Digest of the data manifest."""
         ...
 
-    def batches(self, samples_seen: int) -> Iterator[Any]:
+    def batches(self, samples_seen: int) -> Iterator[Batch]:
         """Endless rank-local batches, starting with global sample number `samples_seen`."""
         ...
 
@@ -125,7 +129,7 @@ def due(before: int, after: int, every: int) -> bool:
 def fit(
     stage: Stage,
     loader: Batches,
-    validation: Callable[[], Iterable[Any]] | None,
+    validation: Callable[[], Iterable[Batch]] | None,
     checkpoints: Checkpoints,
     journal: Journal,
     process: Process,
@@ -160,6 +164,7 @@ def fit(
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
             before, state = state, TrainState(state.samples_seen + config.batch_size, state.step + 1)
             metrics, stopping = _agree(measured, stop, state)
+            pace.stepped()
             last = state.samples_seen >= config.total_samples
 
             if last or due(before.step, state.step, config.log_every_steps):
@@ -218,30 +223,33 @@ def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: 
 
 
 class Pace:
-    """The speed since the last line: steps and samples per second, share of time spent waiting for data, time left."""
+    """The speed of the steps since the last line; the time of validation, pictures and saving does not count."""
 
     def __init__(self, config: TrainerConfig, state: TrainState) -> None:
-        self.config, self.marked, self.begin = config, state, time.monotonic()
-        self.waited = self.samples_per_second = 0.0
+        self.config, self.lap_began_at = config, state
+        self.step_began = self.seconds = self.seconds_waited = self.samples_per_second = 0.0
 
-    def waiting_for(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the time until it comes counts as a stall."""
-        begin = time.monotonic()
+    def waiting_for(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch. A step begins; the time until the batch comes is a data stall."""
+        self.step_began = time.monotonic()
         batch = next(batches)
-        self.waited += time.monotonic() - begin
+        self.seconds_waited += time.monotonic() - self.step_began
         return batch
+
+    def stepped(self) -> None:
+        """The step is over."""
+        self.seconds += time.monotonic() - self.step_began
 
     def lap(self, state: TrainState) -> dict[str, float]:
         """The speed since the last lap, as metrics of the journal; begins the next lap."""
-        now = time.monotonic()
-        seconds = max(now - self.begin, 1e-9)
-        self.samples_per_second = (state.samples_seen - self.marked.samples_seen) / seconds
+        seconds = max(self.seconds, 1e-9)
+        self.samples_per_second = (state.samples_seen - self.lap_began_at.samples_seen) / seconds
         speed = {
-            "steps_per_second": (state.step - self.marked.step) / seconds,
+            "steps_per_second": (state.step - self.lap_began_at.step) / seconds,
             "images_per_second": self.samples_per_second,
-            "data_stall_share": self.waited / seconds,
+            "data_stall_share": self.seconds_waited / seconds,
         }
-        self.marked, self.begin, self.waited = state, now, 0.0
+        self.lap_began_at, self.seconds, self.seconds_waited = state, 0.0, 0.0
         return speed
 
     def line(self, state: TrainState, metrics: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Save on one (ranks, engine, ZeRO stage), restore on another: the same state, bit by bit, and the same training after."""
+"""Save on one (ranks, engine, ZeRO stage), restore on another: the same bits, and the same training after."""
 from itertools import product
 from pathlib import Path
 from typing import Any

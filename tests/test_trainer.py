@@ -1,0 +1,259 @@
+"""The one loop, with a toy stage: exact resume after stops and kills, cadences, order of events, agreement of ranks."""
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.config import UserError
+from pipeline.data.batch import Batch
+from pipeline.distributed.ema import Ema, EmaConfig
+from pipeline.distributed.fragments import Stateful
+from pipeline.distributed.process import Process, start
+from pipeline.trainer import DivergedError, Pace, TrainerConfig, TrainState, due, fit
+from tests.distributed.toys import assemble, make_engine
+from tests.ranks import run_ranks
+
+CONFIG = TrainerConfig(
+    total_samples=40, batch_size=4, checkpoint_every_samples=12, validate_every_samples=16, log_every_steps=1
+)
+
+
+class ToyStage:
+    """An engine, an average, and a draw from torch's global generator in each step, so that its state matters."""
+
+    def __init__(self, process: Process, variant: str = "accelerate", at_step: Callable[[int], None] | None = None):
+        self.engine = make_engine(variant, process)
+        self.ema = Ema(self.engine, EmaConfig(decay=0.9))
+        self.at_step = at_step or (lambda step: None)
+        torch.manual_seed(11 + process.rank)
+
+    def train_step(
+        self, batch: Batch, step: int, samples_seen: int, total_samples: int
+    ) -> Mapping[str, Tensor | float]:
+        self.at_step(step)
+        assert samples_seen == 4 * step and total_samples == 40
+        assert batch.images is not None
+        x = batch.images + 0.1 * torch.randn(batch.images.shape)
+        loss = (self.engine(x)[0] - x).abs().mean()
+        self.engine.backward(loss)
+        norm = self.engine.step(1e-2)
+        self.ema.update()
+        return {"toy_loss": loss.detach(), "gradient_norm": norm}
+
+    def validate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
+        with self.ema.applied(), torch.no_grad():
+            values = [float(self.engine(batch.images)[0].mean()) for batch in batches]
+        return {"validation_mean": sum(values) / len(values)}
+
+    def preview(self) -> np.ndarray:
+        return np.zeros((4, 6, 3), dtype=np.uint8)
+
+    def parts(self) -> Mapping[str, Stateful]:
+        return {"net": self.engine, "ema": self.ema}
+
+    def state(self) -> dict[str, Tensor]:
+        return assemble(self.engine) | assemble(self.ema)
+
+
+class ToyLoader:
+    """Sample g is a picture drawn by g alone."""
+
+    def __init__(self, process: Process, digest: str = "shapes") -> None:
+        self.process, self.digest, self.opened = process, digest, False
+
+    def batches(self, samples_seen: int) -> Iterator[Batch]:
+        self.opened = True
+        share = 4 // self.process.world_size
+        while True:
+            first = samples_seen + share * self.process.rank
+            ids = list(range(first, first + share))
+            images = [torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(g)) for g in ids]
+            yield Batch(ids, [0] * share, [""] * share, [""] * share, torch.stack(images))
+            samples_seen += 4
+
+
+class ToyJournal:
+    """Keeps what happened, in order; also on disk, so that a kill does not take it along."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, *event: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{event!r}\n")
+
+    def metrics(self, values: Mapping[str, float], step: int, samples_seen: int) -> None:
+        exact = {name: value.hex() for name, value in values.items() if name in ("toy_loss", "validation_mean")}
+        self.add("metrics", samples_seen, exact)
+
+    def picture(self, name: str, path: Path, samples_seen: int) -> None:
+        self.add("picture", samples_seen, path.name)
+
+    def committed(self, generation: int, samples_seen: int) -> None:
+        self.add("committed", samples_seen, generation)
+
+    def resumed(self, samples_seen: int) -> None:
+        self.add("resumed", samples_seen)
+
+    def events(self) -> list[str]:
+        return self.path.read_text().splitlines()
+
+    def figures(self) -> dict[str, str]:
+        """The last value of every metric at every sample: what a chart shows after a resume."""
+        return {line.partition("{")[0] + line[line.index("{") : line.index(":")]: line for line in self.events()
+                if line.startswith("('metrics'")}
+
+
+def run(
+    folder: Path,
+    process: Process | None = None,
+    config: TrainerConfig = CONFIG,
+    digest: str = "shapes",
+    variant: str = "accelerate",
+    at_step: Callable[[int], None] | None = None,
+) -> tuple[TrainState, ToyStage, ToyJournal, ToyLoader]:
+    process = process or Process()
+    folder.mkdir(exist_ok=True)
+    stage, loader = ToyStage(process, variant, at_step), ToyLoader(process, digest)
+    journal = ToyJournal(folder / f"journal-{process.rank}")
+    store = CheckpointStore(folder / "checkpoints", process, config.keep_checkpoints)
+
+    def validation() -> Iterable[Batch]:
+        batches = ToyLoader(process).batches(1000)
+        return [next(batches) for _ in range(2)]
+
+    return fit(stage, loader, validation, store, journal, process, config, folder / "samples"), stage, journal, loader
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def ask_to_stop(at: int, number: int) -> Callable[[int], None]:
+    return lambda step: os.kill(os.getpid(), number) if step == at else None
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 60))
+def test_due_once_for_each_multiple(batches: list[int], every: int) -> None:
+    places = [0, *np.cumsum(batches).tolist()]
+    hits = [due(before, after, every) for before, after in zip(places, places[1:], strict=False)]
+    crossed = {after // every for after in places} - {0}
+    assert sum(hits) == len(crossed)
+    assert not due(0, 10**9, 0)
+
+
+def test_order_of_events(tmp_path: Path) -> None:
+    state, _, journal, _ = run(tmp_path)
+    assert state == TrainState(40, 10)
+    kinds = [line.split(",")[0][2:-1] + line.split(",")[1].rstrip(")") for line in journal.events()]
+    logged = [kind for kind in kinds if not kind.startswith("metrics")]
+    assert logged == ["committed 12", "committed 24", "committed 36", "picture 40", "committed 40"]
+    assert kinds.count("metrics 16") == 2 and kinds.count("metrics 20") == 1  # the loss, and validation beside it
+    assert kinds[-4:] == ["metrics 40", "metrics 40", "picture 40", "committed 40"]
+    assert (tmp_path / "samples" / "preview-0000000040.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_opens_no_data(tmp_path: Path) -> None:
+    run(tmp_path)
+    state, _, journal, loader = run(tmp_path)
+    assert state.samples_seen == 40 and not loader.opened
+    assert journal.events()[-1] == "('resumed', 40)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, number: int) -> None:
+    _, whole, reference, _ = run(tmp_path / "whole")
+    handler = signal.getsignal(number)
+    state, _, journal, _ = run(tmp_path / "cut", at_step=ask_to_stop(4, number))
+    assert state == TrainState(20, 5)  # the step in which the signal came was finished
+    assert journal.events()[-1] == "('committed', 20, 2)"
+    assert signal.getsignal(number) is handler
+    state, resumed, journal, _ = run(tmp_path / "cut")
+    assert state == TrainState(40, 10)
+    assert equal(resumed.state(), whole.state())
+    assert journal.figures() == reference.figures()
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, at: int) -> None:
+    _, whole, reference, _ = run(tmp_path / "whole")
+    if (child := os.fork()) == 0:
+        run(tmp_path / "cut", at_step=ask_to_stop(at, signal.SIGKILL))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    _, resumed, journal, _ = run(tmp_path / "cut")
+    assert equal(resumed.state(), whole.state())
+    assert journal.figures() == reference.figures()
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(UserError, match="trained on the data shapes, data.train is emoji"):
+        run(tmp_path, digest="emoji")
+
+
+def test_divergence_names_step_and_term(tmp_path: Path) -> None:
+    def spoil(step: int) -> None:
+        if step == 6:
+            stage_weights = next(iter(stage.engine.module.parameters()))
+            stage_weights.data.fill_(float("nan"))
+
+    process = Process()
+    stage, journal = ToyStage(process, at_step=spoil), ToyJournal(tmp_path / "journal")
+    store = CheckpointStore(tmp_path / "checkpoints", process)
+    with pytest.raises(DivergedError, match="step 7: toy_loss is nan"):
+        fit(stage, ToyLoader(process), None, store, journal, process, CONFIG, tmp_path)
+    assert journal.events()[-1] == "('committed', 24, 2)"  # nothing of the spoilt step was written down
+
+
+def test_console_line() -> None:
+    pace = Pace(CONFIG, TrainState())
+    pace.waiting_for(iter([Batch([0], [0], [""], [""])]))
+    pace.stepped()
+    metrics = {"toy_loss": 0.25, "gradient_norm": 3.0} | pace.lap(TrainState(20, 5))
+    line = pace.line(TrainState(20, 5), metrics)
+    assert line.lstrip().startswith("20/40 samples") and "toy_loss 0.25" in line and "gradient_norm" not in line
+
+
+def two_ranks(folder: Path) -> dict[str, Any]:
+    """Everything that two ranks have to agree on, in one world."""
+    process = start()
+    _, whole, _, _ = run(folder / "whole", process, variant="zero2")
+    stop = ask_to_stop(4, signal.SIGUSR1) if process.rank == 1 else None  # only one rank is told
+    stopped, _, _, _ = run(folder / "cut", process, variant="zero2", at_step=stop)
+    _, resumed, _, _ = run(folder / "cut", process, variant="zero2")
+    _, moved, _, _ = run(folder / "other", process, variant="zero2", at_step=stop)
+    _, moved, _, _ = run(folder / "other", process, variant="zero3")
+    results: dict[str, Any] = {
+        "stopped": stopped.samples_seen,
+        "equal": equal(resumed.state(), whole.state()),
+        "moved": max(float((moved.state()[k] - v).abs().max()) for k, v in whole.state().items()),
+    }
+
+    spoilt = ToyStage(process)
+    real = spoilt.train_step
+    nan = {"toy_loss": float("nan")} if process.rank == 1 else {}
+    spoilt.train_step = lambda *args: {**real(*args), **(nan if args[1] == 3 else {})}  # type: ignore[method-assign]
+    journal, store = ToyJournal(folder / f"nan-{process.rank}"), CheckpointStore(folder / "nan", process)
+    try:
+        fit(spoilt, ToyLoader(process), None, store, journal, process, CONFIG, folder)
+    except DivergedError as error:
+        results["diverged"] = f"{error}"
+    return results
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    for results in run_ranks(two_ranks, 2, tmp_path):
+        assert results["stopped"] == 20
+        assert results["equal"]
+        assert results["moved"] <= 1e-6
+        assert results["diverged"].startswith("step 4: toy_loss is nan")

@@ -118,11 +118,14 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
 def _explain(schema: type[BaseModel], error: Any) -> str:
     """One validation error in a user's words, with the near name for a typo."""
     keys = [str(part) for part in error["loc"]]
+    where = ".".join(key for key in keys if key not in _union_tags(schema))
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], sorted(_known_names(schema, keys[:-1])), n=1)
-        where = ".".join(key for key in keys if key not in _union_tags(schema))
         return f"{where}: unknown" + (f"; did you mean {near[0]}?" if near else "")
-    return f"{'.'.join(keys)}: {error['msg']} (got {error.get('input')!r})"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error.get("input"), Mapping):  # the whole group: too much for one line
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message} (got {error.get('input')!r})"
 
 
 def _known_names(schema: type[BaseModel], keys: Sequence[str]) -> set[str]:

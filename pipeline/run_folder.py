@@ -70,18 +70,30 @@ class RunFolder:
         return self.path / "quarantine.jsonl"
 
 
-def claim(run: RunFolder, config: Config, lineage: Mapping[str, Any]) -> list[str]:
+def claim(run: RunFolder, config: Config, lineage: Mapping[str, Any], started: bool) -> list[str]:
     """Make the folder, or go on in it; returns what changed since it was made, one line for each setting.
+
+    Args:
+        started: the run has a checkpoint; a folder without one holds nothing that another config could spoil.
+
+    Raises:
+        UserError: see `changes_since_start`.
+    """
+    if started and run.config.is_file():
+        return changes_since_start(run, config)
+    storage.write_json(run.lineage, lineage)
+    storage.write_bytes(run.config, dump_config(config).encode())
+    return []
+
+
+def changes_since_start(run: RunFolder, config: Config) -> list[str]:
+    """What differs from the config that the run was started with, one line for each setting.
 
     Raises:
         UserError: the folder holds a run whose data, model or seed differ: named with both values.
     """
-    if run.config.is_file():
-        changes = config_differences(yaml.safe_load(run.config.read_text()), config.model_dump(mode="json"))
-        fixed = [line for line in changes if line.partition(":")[0].partition(".")[0] not in FREE_TO_CHANGE]
-        if fixed:
-            raise UserError(f"{run.path} holds another run ({'; '.join(fixed)}): undo the change, or name another run=")
-        return changes
-    storage.write_json(run.lineage, lineage)
-    storage.write_bytes(run.config, dump_config(config).encode())
-    return []
+    changes = config_differences(yaml.safe_load(run.config.read_text()), config.model_dump(mode="json"))
+    fixed = [line for line in changes if line.partition(":")[0].partition(".")[0] not in FREE_TO_CHANGE]
+    if fixed:
+        raise UserError(f"{run.path} holds another run ({'; '.join(fixed)}): undo the change, or name another run=")
+    return changes

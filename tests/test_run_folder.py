@@ -26,15 +26,15 @@ class Experiment(Config):
 
 def test_the_same_config_goes_on_and_the_first_lineage_stays(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    assert claim(run, Experiment(), {"world_size": 1}) == []
-    assert claim(run, Experiment(), {"world_size": 2}) == []
+    assert claim(run, Experiment(), {"world_size": 1}, started=True) == []
+    assert claim(run, Experiment(), {"world_size": 2}, started=True) == []
     assert '"world_size": 1' in run.lineage.read_text()
 
 
 def test_length_and_topology_may_change_and_the_change_is_told(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    claim(run, Experiment(), {})
-    assert claim(run, Experiment(trainer=Trainer(total_samples=200)), {}) == ["trainer.total_samples: 100 -> 200"]
+    claim(run, Experiment(), {}, started=True)
+    assert claim(run, Experiment(trainer=Trainer(total_samples=200)), {}, started=True) == ["trainer.total_samples: 100 -> 200"]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,16 @@ def test_length_and_topology_may_change_and_the_change_is_told(tmp_path: Path) -
 )
 def test_another_run_is_refused_by_name_and_values(tmp_path: Path, other: Experiment, line: str) -> None:
     run = RunFolder(tmp_path / "run")
-    claim(run, Experiment(), {})
+    claim(run, Experiment(), {}, started=True)
     before = run.config.read_text()
     with pytest.raises(UserError) as caught:
-        claim(run, other, {})
+        claim(run, other, {}, started=True)
     assert line in str(caught.value) and "name another run=" in str(caught.value)
     assert run.config.read_text() == before
+
+
+def test_a_run_without_a_checkpoint_may_be_corrected(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    claim(run, Experiment(seed=1), {}, started=False)
+    assert claim(run, Experiment(seed=2), {}, started=False) == []
+    assert "seed: 2" in run.config.read_text()

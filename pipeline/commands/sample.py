@@ -1,0 +1,108 @@
+"""Draw pictures for prompts with a trained model: from noise, from a given picture, or inside a mask.
+
+Example:
+    tessera sample --model models:/latent-unet@champion "a red circle" "a blue star" --out grid.png
+    tessera sample --model runs/demo/unet "a red star" --init-image photo.png --strength 0.6 --out pictures/
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.command_line import EXIT_DONE
+from pipeline.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.diffusion.sampling import SamplingConfig
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tessera sample`."""
+    parser.add_argument("prompts", nargs="+", help="what to draw; one picture each, with seeds SEED, SEED + 1, ...")
+    parser.add_argument("--model", required=True, help="models:/name@alias, models:/name/7, run folder or exported folder")
+    parser.add_argument("--out", required=True, type=Path, help="a .png for one captioned grid, else a folder of pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
+    parser.add_argument("--negative", default="", help="a prompt to lead away from")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: what the model was made for)")
+    parser.add_argument("--sampler", help="ddpm, ddim, euler or dpmpp_2m (default: what the model was made for)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model was made for)")
+    parser.add_argument("--size", type=int, help="side in pixels (default: that of the training pictures)")
+    parser.add_argument("--init-image", type=Path, help="start from this picture")
+    parser.add_argument("--strength", type=float, default=1.0, help="how far to leave --init-image, in (0, 1]")
+    parser.add_argument("--mask", type=Path, help="repaint --init-image only where this picture is white")
+    parser.add_argument("--autoencoder", help="decode with this first stage; refused if the model did not learn on it")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, sample, save."""
+    from pipeline.distributed import process as processes
+    from pipeline.export import resolve
+    from pipeline.generate import Generator
+
+    if args.init_image is None and (args.mask or args.strength != 1.0):
+        raise UserError("--mask and --strength need a picture to start from: give --init-image")
+    first_stage = resolve(args.autoencoder) if args.autoencoder else None
+    device = processes.start().device
+    generator = Generator.load(resolve(args.model), device, first_stage, args.precision)
+    pictures = generator.sample(
+        args.prompts,
+        range(args.seed, args.seed + len(args.prompts)),
+        _sampling(args, generator.sampling),
+        args.negative,
+        _read_picture(args.init_image, "RGB"),
+        args.strength,
+        _read_mask(args.mask),
+        args.size,
+    )
+    _save(pictures, args.prompts, args.out)
+    print(f"{args.out}: {len(pictures)} pictures")
+    return EXIT_DONE
+
+
+def _sampling(args: argparse.Namespace, default: "SamplingConfig") -> "SamplingConfig":
+    """The model's own settings with those of the command line over them."""
+    from pipeline.config import parse_config
+
+    given = {"guidance_scale": args.guidance, "sampler": args.sampler, "num_steps": args.steps}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return parse_config({**default.model_dump(), **changed}, type(default), source="tessera sample")
+
+
+def _read_picture(path: Path | None, mode: str) -> "np.ndarray | None":
+    """uint8 [H, W, 3] (RGB) or [H, W] (L) of a picture file."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    if path is None:
+        return None
+    try:
+        return np.array(Image.open(path).convert(mode))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: not a readable picture ({error})") from None
+
+
+def _read_mask(path: Path | None) -> "np.ndarray | None":
+    """bool [H, W]: True where the picture is nearer to white."""
+    mask = _read_picture(path, "L")
+    return None if mask is None else mask >= 128
+
+
+def _save(pictures: "np.ndarray", prompts: list[str], out: Path) -> None:
+    """One captioned grid for a .png, one file for each picture for a folder."""
+    from PIL import Image
+
+    from pipeline.evaluate.grid import captioned_grid
+    from pipeline.storage import writing
+
+    if out.suffix == ".png":
+        sheets = {out: captioned_grid(pictures, prompts)}
+    else:
+        names = [f"{i:03d}-{re.sub('[^a-z0-9]+', '-', prompt.lower())[:60]}.png" for i, prompt in enumerate(prompts)]
+        sheets = {out / name: picture for name, picture in zip(names, pictures, strict=True)}
+    for path, sheet in sheets.items():
+        with writing(path) as file:
+            Image.fromarray(sheet).save(file, format="png")

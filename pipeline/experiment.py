@@ -1,0 +1,217 @@
+"""The whole configuration, composed once, and the staircase that builds a run from it.
+
+`load_experiment` is the only place that knows every room's config; `train` claims the run folder, builds the parts in
+order and hands them to the one loop. Called by `tessera train`, and by the launcher to check a config before a queue.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pipeline.checkpoint.generation import DamagedError, Generation, committed
+from pipeline.checkpoint.store import CheckpointStore
+from pipeline.config import Config, config_digest, load_config
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import DataConfig
+from pipeline.data.latents import read_stamp
+from pipeline.data.loader import Loader, sequential
+from pipeline.data.shards import load_manifest
+from pipeline.distributed import process as processes
+from pipeline.distributed.engine import EngineConfig
+from pipeline.distributed.process import Process, ProcessConfig, on_main
+from pipeline.export import resolve
+from pipeline.generate import load_autoencoder
+from pipeline.models.package import Package, load_package
+from pipeline.optim import OptimConfig
+from pipeline.run_folder import RunFolder, changes_since_start, claim
+from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig
+from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig
+from pipeline.tracking.follower import Follower
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.lineage import Lineage, git_state, versions
+from pipeline.tracking.report import write_report  # noqa
+from pipeline.trainer import Stage, TrainerConfig, fit
+
+StageConfig = Annotated[AutoencoderStageConfig | DiffusionStageConfig, Field(discriminator="kind")]
+
+
+class TrackingConfig(Config):
+    """Where the journal is shipped to."""
+
+    uri: str | None = None
+    """MLflow address; None is MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db."""
+
+
+class ExperimentConfig(Config):
+    """One run, whole."""
+
+    run: str
+    """Folder of the run; the same folder again resumes."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every draw: initial weights, order, noise, crops."""
+    data: DataConfig
+    """What to train and validate on."""
+    autoencoder: str | None = None
+    """Second stage: the first stage that it learns on (models:/name@alias, run folder or exported folder)."""
+    stage: StageConfig
+    """The objective and its models."""
+    engine: EngineConfig = EngineConfig()
+    """How the models are spread over ranks."""
+    process: ProcessConfig = ProcessConfig()
+    """Device and rendezvous."""
+    optim: OptimConfig
+    """The optimizer of the stage's (generator's) weights."""
+    trainer: TrainerConfig
+    """Length and cadences."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where figures go."""
+
+    @model_validator(mode="after")
+    def _second_stage_names_its_first(self) -> "ExperimentConfig":
+        if (self.stage.kind == "diffusion") != (self.autoencoder is not None):
+            raise ValueError("autoencoder: a diffusion stage names its first stage here, an autoencoder stage does not")
+        return self
+
+
+def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read and check a config file; see `pipeline.config.load_config` for the errors."""
+    return load_config(path, ExperimentConfig, overrides)
+
+
+def is_finished(config: ExperimentConfig) -> bool:
+    """True when a committed generation of this run has seen all samples. Reads small files only.
+
+    Raises:
+        UserError: the folder holds another run.
+    """
+    run = RunFolder(Path(config.run))
+    for path in committed(run.checkpoints):
+        with suppress(DamagedError):  # a damaged one is found and told when training restores
+            if Generation.open(path).progress["samples_seen"] >= config.trainer.total_samples:
+                changes_since_start(run, config)
+                return True
+    return False
+
+
+def train(config: ExperimentConfig) -> bool:
+    """Claim the run folder, build, fit, close; True when all samples have been seen, False after a stop.
+
+    Raises:
+        UserError: on every rank alike, before any training.
+    """
+    process = processes.start(config.process)
+    run = RunFolder(Path(config.run))
+    try:
+        on_main(process, partial(_claim, config, run, process))
+        with _tracked(config, run, process) as journal:
+            stage, loader, validation, checkpoints = build(config, run, process)
+            with closing(loader):
+                state = fit(stage, loader, validation, checkpoints, journal, process, config.trainer, run.samples)
+            finished = state.samples_seen >= config.trainer.total_samples
+            journal.ended("finished" if finished else "stopped")
+        return finished
+    finally:
+        processes.finish()
+
+
+def build(
+    config: ExperimentConfig, run: RunFolder, process: Process
+) -> tuple[Stage, Loader, Callable[[], Iterable[Batch]] | None, CheckpointStore]:
+    """The staircase: first stage, data, stage, checkpoints; each stands on the ones before it."""
+    first = load_package(run.autoencoder) if config.autoencoder else None
+    loader, validation = _open_data(config, run, process, first)
+    stage = _build_stage(config, process, first)
+    checkpoints = CheckpointStore(run.checkpoints, process, keep=config.trainer.keep_checkpoints)
+    return stage, loader, validation, checkpoints
+
+
+def _open_data(
+    config: ExperimentConfig, run: RunFolder, process: Process, first: Package | None
+) -> tuple[Loader, Callable[[], Iterable[Batch]] | None]:
+    """The endless training stream, and what opens one validation pass."""
+    place = {
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "batch_size": config.trainer.batch_size,
+        "expect_autoencoder": first.digest if first else None,
+    }
+    loader = Loader(config.data.train, config.data, config.seed, quarantine=run.quarantine, **place)
+    if config.data.validation is None:
+        return loader, None
+    load_manifest(config.data.validation)  # a wrong path is told now, not at the first validation
+    return loader, partial(sequential, config.data.validation, config.data, **place)
+
+
+def _build_stage(config: ExperimentConfig, process: Process, first: Package | None) -> Stage:
+    """The stage of the config's kind."""
+    if isinstance(config.stage, AutoencoderStageConfig):
+        return AutoencoderStage(config.stage, config.engine, config.optim, process, config.seed)
+    assert first is not None, "the config's validator asks for it"
+    return DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, load_autoencoder(first))
+
+
+def _claim(config: ExperimentConfig, run: RunFolder, process: Process) -> None:
+    """Make or reopen the run folder; a second stage gets its own copy of the first, so that no alias can move it."""
+    first = None
+    if config.autoencoder is not None:
+        first = load_package(run.autoencoder if run.autoencoder.exists() else resolve(config.autoencoder))
+    lineage = _lineage(config, process, first)
+    started = bool(committed(run.checkpoints))
+    for change in claim(run, config, lineage.model_dump(mode="json"), started):
+        print(f"{run.path}: changed since its start: {change}")
+    if first is not None and not run.autoencoder.exists():
+        partial_copy = run.path / ".autoencoder.partial"
+        shutil.rmtree(partial_copy, ignore_errors=True)
+        shutil.copytree(first.folder, partial_copy)
+        partial_copy.rename(run.autoencoder)
+
+
+def _lineage(config: ExperimentConfig, process: Process, first: Package | None) -> Lineage:
+    """What this run starts from."""
+    data = load_manifest(config.data.train)
+    latents = data.kind == "latents"
+    validation = config.data.validation
+    commit, dirty = git_state(Path(__file__).parent)
+    return Lineage(
+        run=run_name(config),
+        stage=config.stage.kind,
+        data_url=config.data.train,
+        data_digest=read_stamp(data, config.data.train).source_digest if latents else data.digest,
+        validation_url=validation,
+        validation_digest=load_manifest(validation).digest if validation else None,
+        latents_digest=data.digest if latents else None,
+        autoencoder_digest=first.digest if first else None,
+        autoencoder_ref=config.autoencoder,
+        config_digest=config_digest(config),
+        git_commit=commit,
+        git_dirty=dirty,
+        world_size=process.world_size,
+        versions=versions(),
+    )
+
+
+def run_name(config: ExperimentConfig) -> str:
+    """Name of the run in reports and in MLflow: the last two parts of its folder."""
+    return "/".join(Path(config.run).parts[-2:])
+
+
+@contextmanager
+def _tracked(config: ExperimentConfig, run: RunFolder, process: Process) -> Iterator[Journal]:
+    """The journal, with its follower and the report on the main rank; an exception is written down as the end."""
+    journal = Journal(run.path, enabled=process.is_main)
+    journal.params(config.model_dump(mode="json"))
+    follower = Follower(run.path, config.tracking.uri) if process.is_main else None
+    try:
+        yield journal
+    except BaseException as error:
+        journal.ended("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if follower is not None:
+            write_report(run.path)
+            follower.close()

@@ -1,0 +1,137 @@
+"""What a config needs before it runs: parameters, memory, FLOPs, storage, time and cost, and what binds.
+
+Example:
+    tessera plan configs/autoencoder/shapes.yaml
+    tessera plan configs/diffusion/shapes.yaml autoencoder=configs/autoencoder/shapes.yaml --gpu h100 --gpus 8
+
+Nothing is allocated, so a laptop plans any model. Before a first stage is trained, autoencoder= may name its config.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from math import prod
+from typing import TYPE_CHECKING
+
+from pipeline.command_line import EXIT_DONE
+from pipeline.config import UserError, parse_config
+
+if TYPE_CHECKING:  # torch comes with them: `--help` does without
+    from pipeline.data.shards import Manifest
+    from pipeline.experiment import ExperimentConfig
+    from pipeline.models.autoencoder import AutoencoderConfig
+    from pipeline.plan.measure import Part
+    from pipeline.plan.summary import World
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tessera plan`."""
+    add = parser.add_argument
+    add("config", help="a YAML file, such as configs/autoencoder/shapes.yaml")
+    add("overrides", nargs="*", metavar="a.b=c", help="settings that win over the file")
+    add("--gpu", default="h100", metavar="KIND", help="a100-40, a100, h100, h200, b200, l40s, rtx4090 (default: h100)")
+    add("--gpus", type=int, default=1, metavar="N", help="how many (default: 1)")
+    add("--gpus-per-node", type=int, default=8, metavar="K", help="how many in one machine (default: 8)")
+    add("--price", type=float, metavar="X", help="money for one GPU-hour; without it the cost is in GPU-hours")
+    add("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, measure, estimate, print.
+
+    Raises:
+        UserError: a wrong config, an unknown GPU, or a batch that the GPUs do not divide.
+    """
+    from pipeline.experiment import load_experiment
+    from pipeline.plan.summary import describe, make_plan
+
+    config = load_experiment(args.config, args.overrides)
+    world = world_of(config, args)
+    parts = parts_of(config)
+    plan = make_plan(parts, storage_of(config, parts), world)
+    print(json.dumps(asdict(plan), indent=2) if args.json else describe(plan, args.price))
+    return EXIT_DONE
+
+
+def world_of(config: "ExperimentConfig", args: argparse.Namespace) -> "World":
+    """The machines of the command line with the settings of the config.
+
+    Raises:
+        UserError: an unknown GPU, or a batch that the GPUs do not divide.
+    """
+    from pipeline.plan.estimate import GPUS
+    from pipeline.plan.summary import World
+
+    batch, engine = config.trainer.batch_size, config.engine
+    if args.gpu not in GPUS:
+        raise UserError(f"--gpu {args.gpu}: not known; take one of {', '.join(GPUS)}")
+    if args.gpus < 1 or batch % args.gpus:
+        raise UserError(f"--gpus {args.gpus}: must divide trainer.batch_size={batch}; change one of them")
+    return World(
+        gpu=args.gpu,
+        num_gpus=args.gpus,
+        gpus_per_node=args.gpus_per_node,
+        batch_size=batch,
+        total_samples=config.trainer.total_samples,
+        zero_stage=engine.zero_stage if engine.kind == "deepspeed" else 0,
+        bf16=engine.precision == "bf16",
+        bucket_elements=engine.reduce_bucket_size,
+    )
+
+
+def parts_of(config: "ExperimentConfig") -> "list[Part]":
+    """The measured networks of one training step of the config's stage."""
+    from pipeline.plan.parts import autoencoder_parts, diffusion_parts
+
+    bf16, stage = config.engine.precision == "bf16", config.stage
+    if stage.kind == "autoencoder":
+        discriminator = stage.adversarial.discriminator if stage.adversarial else None
+        perceptual = stage.reconstruction.perceptual_file if stage.reconstruction.perceptual_weight else None
+        return autoencoder_parts(stage.model, discriminator, perceptual, config.data.image_size, bf16)
+    manifest = manifest_of(config)
+    stamp = (manifest.stamp if manifest else None) or {}
+    stored = {name for name, key in (("latents", "autoencoder_digest"), ("text", "text_digest")) if stamp.get(key)}
+    size = stamp.get("image_size", config.data.image_size)
+    return diffusion_parts(stage, first_stage_of(config), size, frozenset(stored), bf16)
+
+
+def first_stage_of(config: "ExperimentConfig") -> "AutoencoderConfig":
+    """The autoencoder that a second stage learns on: of a trained model, or of the config that will train it.
+
+    Raises:
+        UserError: neither is there.
+    """
+    from pipeline.experiment import load_experiment
+    from pipeline.export import resolve
+    from pipeline.models.autoencoder import AutoencoderConfig
+    from pipeline.models.package import load_package
+
+    assert config.autoencoder is not None, "ExperimentConfig checks it"
+    if config.autoencoder.endswith(".yaml"):
+        stage = load_experiment(config.autoencoder).stage
+        if stage.kind != "autoencoder":
+            raise UserError(f"autoencoder={config.autoencoder}: trains no autoencoder; name the first stage's config")
+        return stage.model
+    package = load_package(resolve(config.autoencoder))
+    return parse_config(package.config, AutoencoderConfig, source=str(package.folder))
+
+
+def manifest_of(config: "ExperimentConfig") -> "Manifest | None":
+    """The manifest of the training data; None while there is none."""
+    from pipeline.data.shards import load_manifest
+
+    try:
+        return load_manifest(config.data.train)
+    except UserError:
+        return None
+
+
+def storage_of(config: "ExperimentConfig", parts: "list[Part]") -> dict[str, int]:
+    """Bytes at rest: data, the latents that a first stage will give, and checkpoints with one being written."""
+    from pipeline.plan.estimate import generation_bytes
+
+    manifest = manifest_of(config)
+    held = {"data": manifest.num_bytes} if manifest else {}
+    if manifest and config.stage.kind == "autoencoder":
+        held["latents"] = manifest.num_samples * prod(config.stage.model.latent_shape) * 4  # stored as float32
+    return held | {"checkpoints": (config.trainer.keep_checkpoints + 1) * generation_bytes(parts)}

@@ -1,0 +1,147 @@
+"""The pages say what is there: commands parse, files and make targets exist, snippets marked `<!-- run -->` are run."""
+
+import argparse
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.source import ROOT, modules
+
+PAGES = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) if path.name != "CHANGELOG.md"]
+PROGRAMS = {"tessera": "pipeline", "tessera-data": "data_tools", "tessera-launch": "launch"}
+MAX_LINES = {"README.md": 250, "CONTRIBUTING.md": 120}
+RUN_MARK = "<!-- run -->"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    is_run: bool
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    lines = page.read_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if line.lstrip().startswith("```")]
+    for start, end in zip(starts[::2], starts[1::2], strict=True):
+        before = [line for line in lines[:start] if line.strip()][-1:]
+        text = "\n".join(lines[start + 1 : end])
+        yield Block(page, start + 1, lines[start].strip("` "), text, before == [RUN_MARK])
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """(place, command line) of every shell line in the pages and in the docstrings of the commands."""
+    texts = [(block.place, block.text) for block in BLOCKS if block.language in ("sh", "bash", "console")]
+    for module in modules().values():
+        if ".commands." in module.name:
+            texts.append((module.name, module.text.split('"""')[1].replace("\\\\\n", "\\\n")))
+    for place, text in texts:
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            line = re.sub(r"^(\$ |\.venv/bin/)", "", line.strip())
+            if line.split(" ")[0] in (*PROGRAMS, "make"):
+                yield place, line
+
+
+EXAMPLES = sorted(set(examples()))
+
+
+def words_of(line: str) -> list[str]:
+    """The words of the first command of a shell line, without its comment, redirections and pipes."""
+    words = shlex.split(line, comments=True)
+    ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "&") or word.endswith(";")]
+    return words[: min(ends, default=len(words))]
+
+
+@pytest.mark.parametrize(("name", "limit"), MAX_LINES.items())
+def test_page_is_short(name: str, limit: int) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize(("place", "line"), EXAMPLES, ids=[line[:60] for _, line in EXAMPLES])
+def test_example_parses(place: str, line: str) -> None:
+    program, *words = words_of(line)
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+        named = [word for word in words if "=" not in word]
+        assert set(named) <= set(targets), f"{place}: no target of that name in the Makefile"
+        return
+    package = PROGRAMS[program]
+    known = importlib.import_module(f"{package}.__main__").COMMANDS
+    if not words or words[0] in ("-h", "--help"):
+        return
+    assert words[0] in known, f"{place}: {program} has no command {words[0]}"
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"{package}.commands.{words[0]}").configure(parser)
+    try:
+        parser.parse_args(words[1:])
+    except (SystemExit, argparse.ArgumentError) as error:
+        pytest.fail(f"{place}: {line}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"\bconfigs/[\w/-]+\.yaml", text))
+    named |= set(re.findall(r"`((?:pipeline|data_tools|launch|tests|configs|benchmarks|docs)/[\w./-]*)`", text))
+    links = set(re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text))
+    missing = {name for name in named if not (ROOT / name).exists()}
+    missing |= {link for link in links if not (page.parent / link).exists()}
+    assert not missing, f"{page.name} names what is not there: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_drawn_tree_is_the_tree(page: Path) -> None:
+    missing = [name for block in blocks_of(page) if block.language == "tree" for name in drawn_paths(block.text)]
+    missing = [name for name in missing if not (ROOT / name).exists()]
+    assert not missing, f"{page.name} draws what is not there: {missing}"
+
+
+def drawn_paths(text: str) -> Iterator[str]:
+    """The paths of an indented tree; a line is `name   what it is`, a folder's name ends with a slash."""
+    above: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = re.match(r"^(\s*)([\w.][\w./-]*)(?:\s{2,}|$)", line)
+        if match is None:
+            continue
+        indent, name = len(match[1]), match[2]
+        above = [(depth, folder) for depth, folder in above if depth < indent]
+        path = "".join(folder for _, folder in above) + name
+        yield path
+        if name.endswith("/"):
+            above.append((indent, name))
+
+
+def test_marked_snippets_run(tmp_path: Path) -> None:
+    marked = [block for block in BLOCKS if block.is_run]
+    assert any(block.page.name == "README.md" for block in marked), f"the README marks no snippet with {RUN_MARK}"
+    for name in ("configs", "pipeline", "data_tools", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for block in marked:
+        done = subprocess.run(command_of(block), cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block.place}:\n{done.stdout}\n{done.stderr}"
+
+
+def command_of(block: Block) -> list[str]:
+    """What runs the snippet, with the console programs of this checkout."""
+    if block.language == "python":
+        return [sys.executable, "-c", block.text]
+    lines = [f'{program}() {{ "{sys.executable}" -m {package} "$@"; }}' for program, package in PROGRAMS.items()]
+    return ["bash", "-euc", "\n".join([*lines, block.text])]

@@ -7,6 +7,7 @@ Called by `pipeline.models.unet` only.
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,11 +90,11 @@ class Attention(nn.Module):
         """`x` [B, N, C], `context` [B, T, D] -> [B, N, C]."""
         source = x if context is None else context
         q, k, v = (
-            projection.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N or T, head_dim]
-            for projection in (self.query(x), self.key(source), self.value(source))
+            rearrange(projected, "b n (heads d) -> b heads n d", heads=self.num_heads)  # [B, heads, N or T, head_dim]
+            for projected in (self.query(x), self.key(source), self.value(source))
         )
         h = attend(q, k, v)  # [B, heads, N, head_dim]
-        return self.out(h.transpose(1, 2).flatten(2))  # [B, N, C]
+        return self.out(rearrange(h, "b heads n d -> b n (heads d)"))  # [B, N, C]
 
 
 class FeedForward(nn.Module):
@@ -155,18 +156,18 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` [B, C, H, W], `context` [B, T, D] -> [B, C, H, W]."""
-        height, width = x.shape[2:]
+        height = x.shape[2]
         h = self.norm(x)  # [B, C, H, W]
         if self.linear_projections:
-            h = self.project_in(h.flatten(2).transpose(1, 2))  # [B, N, inner]
+            h = self.project_in(rearrange(h, "b c y x -> b (y x) c"))  # [B, N, inner]
         else:
-            h = self.project_in(h).flatten(2).transpose(1, 2)  # [B, N, inner]
+            h = rearrange(self.project_in(h), "b c y x -> b (y x) c")  # [B, N, inner]
         for block in self.blocks:
             h = block(h, context)  # [B, N, inner]
         if self.linear_projections:
-            h = self.project_out(h).transpose(1, 2).unflatten(2, (height, width))  # [B, C, H, W]
+            h = rearrange(self.project_out(h), "b (y x) c -> b c y x", y=height)  # [B, C, H, W]
         else:
-            h = self.project_out(h.transpose(1, 2).unflatten(2, (height, width)))  # [B, C, H, W]
+            h = self.project_out(rearrange(h, "b (y x) c -> b c y x", y=height))  # [B, C, H, W]
         return x + h  # [B, C, H, W]
 
 

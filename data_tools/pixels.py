@@ -70,6 +70,12 @@ def prepare(data: bytes, resize: ResizeMode, size: int | None) -> Pixels:
     Raises:
         BadImage: not a picture, cut off, too many pixels, or of a kind that has no meaning in sRGB.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is refused here, or is no trouble
+        return _prepare(data, resize, size)
+
+
+def _prepare(data: bytes, resize: ResizeMode, size: int | None) -> Pixels:
     image = _open(data)
     extension: Literal["jpg", "png"] = "jpg" if image.format in ("JPEG", "MPO", "WEBP") else "png"
     try:
@@ -91,9 +97,7 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadImage("not a picture of a known format") from None
     except Image.DecompressionBombError:

@@ -7,6 +7,7 @@ or settings on the same folder is refused. Called by `tessera-data shard`.
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from data_tools.sources import Pair, open_source
 from pipeline import storage
 from pipeline.config import Config, UserError, config_differences
 from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardRecord, shard_name
+
+SHARD_NAME = re.compile(r"\d{5,}\.tar")
 
 
 class ShardConfig(Config):
@@ -91,8 +94,10 @@ def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]
             if changes:
                 raise UserError(f"{out}: holds other shards ({'; '.join(changes)}); choose another --out")
             done[stats["shard"]["name"]] = stats
-    foreign = [name for name in names if name.endswith(".tar")]
-    if not done and MANIFEST_NAME in names and foreign:
+    foreign = [name for name in names if name.endswith(".tar") and not SHARD_NAME.fullmatch(name)]
+    if not done and MANIFEST_NAME in names:
+        foreign.append(MANIFEST_NAME)
+    if foreign:
         raise UserError(f"{out}: {foreign[0]} is there and not made by `tessera-data shard`; choose another --out")
     return done
 
@@ -133,6 +138,7 @@ def _finish(out: str, plan: dict[str, Any], stats: Sequence[dict[str, Any]]) -> 
     num_samples = failures.pop(SUCCESS, 0)
     if not num_samples:
         raise UserError(f"{out}: not one of {plan['input']['pairs']} pictures could be read: {min(failures)}")
+    _remove_torn_files(out)
     records = tuple(ShardRecord(**row["shard"]) for row in stats if row["shard"]["num_samples"])
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     manifest = Manifest("images", records, fingerprint)
@@ -146,3 +152,10 @@ def _finish(out: str, plan: dict[str, Any], stats: Sequence[dict[str, Any]]) -> 
         "bytes": manifest.num_bytes,
         "digest": manifest.digest,
     }
+
+
+def _remove_torn_files(out: str) -> None:
+    """Remove what killed runs were writing into a local folder; now that all shards are there, nobody writes."""
+    if storage.is_local(out):
+        for path in storage.local_path(out).glob(".*.partial"):
+            path.unlink()

@@ -15,7 +15,7 @@ from pipeline.config import UserError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tessera export`."""
-    parser.add_argument("model", metavar="REF", help="run folder, exported folder, models:/NAME@ALIAS or models:/NAME/7")
+    parser.add_argument("model", metavar="REF", help="run or exported folder, models:/NAME@ALIAS or models:/NAME/7")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to make; must not be there yet")
     parser.add_argument("--json", action="store_true", help="print folder, kind and digest as JSON")
 

@@ -12,8 +12,11 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 440.0, 200.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 12.0, 10.0, 24.0
 MAX_BUCKETS = 220
+LEAST, GREATEST = 1e-100, 1e100
+"""Smaller magnitudes are drawn as zero, greater ones as not finite: arithmetic on the axis stays safe."""
+
 LOG_RATIO = 50.0
-"""Positive values that span more than this factor are drawn on a logarithmic axis."""
+"""Positive values whose means span more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def draw(points: Sequence[Point], marks: Sequence[float] = ()) -> str:
         points: (samples seen, value) in order; values may be nan or inf.
         marks: places of restarts, drawn as dashed lines.
     """
-    finite = [(x, y) for x, y in points if math.isfinite(y)]
-    strange = [x for x, y in points if not math.isfinite(y)]
+    finite = [(x, y if abs(y) > LEAST else 0.0) for x, y in points if abs(y) < GREATEST]
+    strange = [x for x, y in points if not abs(y) < GREATEST]
     x_axis = Axis(0.0, max((x for x, _ in points), default=1.0) or 1.0, LEFT, WIDTH - RIGHT)
     body = [_line(x_axis.at(x), TOP, x_axis.at(x), HEIGHT - BOTTOM, "restart") for x in marks if x <= x_axis.high]
     if finite:
@@ -109,7 +112,7 @@ def short(value: float) -> str:
 
 def _value_axis(buckets: Sequence[Bucket]) -> Axis:
     low, high = min(b.low for b in buckets), max(b.high for b in buckets)
-    if low > 0 and high / low > LOG_RATIO:
+    if low > 0 and max(b.mean for b in buckets) / min(b.mean for b in buckets) > LOG_RATIO:
         return Axis(low, high, HEIGHT - BOTTOM, TOP, logarithmic=True)
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return Axis(low - margin, high + margin, HEIGHT - BOTTOM, TOP)

@@ -18,7 +18,7 @@ from pipeline.tracking.journal import FOLDER, attempt_files, read_all_events
 from pipeline.tracking.shipper import ship
 
 LOG_NAME = "follower.log"
-POLL_SECONDS = 2.0
+POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 """Pause between two tries to reach a server that did not answer."""
 

@@ -19,7 +19,7 @@ from pipeline.config import UserError
 from pipeline.run_folder import RunFolder
 from pipeline.storage import write_bytes
 from pipeline.tracking.curves import Point, draw
-from pipeline.tracking.journal import Event, attempt_files, read_all_events, read_events
+from pipeline.tracking.journal import Event, read_all_events, read_events
 from pipeline.tracking.redact import redact
 
 MAX_PICTURES = 8
@@ -86,9 +86,9 @@ def write_report(run_dir: Path | str) -> Path:
     import jinja2
 
     run = RunFolder(Path(run_dir))
-    if not attempt_files(run.path):
-        raise UserError(f"{run.path}: not a run folder, it has no journal")
     events = read_events(run.path)
+    if not events:
+        raise UserError(f"{run.path}: not a run folder, it has no journal")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text())
     attempts = _attempts(run.path)
@@ -110,7 +110,7 @@ def write_report(run_dir: Path | str) -> Path:
 
 
 def _groups(events: list[Event], restarts: list[int]) -> list[tuple[str, list[Curve]]]:
-    """The curves under their headings; a metric that was measured once is a number, not a curve."""
+    """The curves under their headings."""
     series: dict[str, list[Point]] = {}
     for event in events:
         if event.kind == "metrics":
@@ -138,12 +138,13 @@ def _data_uri(path: Path) -> str:
     """A picture file as it is, or scaled down to the page's width."""
     from PIL import Image
 
-    with Image.open(path) as picture:
-        if picture.width > PICTURE_WIDTH:
-            height = round(picture.height * PICTURE_WIDTH / picture.width)
-            picture = picture.convert("RGB").resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        picture.save(out, format="png", optimize=True)
+    out = io.BytesIO()
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    if picture.width > PICTURE_WIDTH:
+        height = round(picture.height * PICTURE_WIDTH / picture.width)
+        picture = picture.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
+    picture.save(out, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 

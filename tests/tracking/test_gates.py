@@ -1,0 +1,128 @@
+"""Gates: each one can refuse, none is skipped, and a champion only counts under the same protocol."""
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import UserError, parse_config
+from pipeline.models.package import Package, save_package
+from pipeline.tracking.gates import BoundConfig, GateConfig, judge, load_gates
+
+LINEAGE = {
+    "run": "toy",
+    "stage": "autoencoder",
+    "data_url": "x",
+    "data_digest": "d" * 64,
+    "config_digest": "c" * 64,
+    "git_commit": "a" * 40,
+    "samples_seen": 8,
+}
+GATES = GateConfig(metrics={"psnr": BoundConfig(min=20.0, not_worse_by=0.5)})
+
+
+def package(folder: Path, preview: bool = True, **lineage: Any) -> Package:
+    picture = np.zeros((2, 2, 3), dtype=np.uint8) if preview else None
+    return save_package(folder, "vq-autoencoder", {"w": torch.ones(1)}, {}, LINEAGE | lineage, "", picture)
+
+
+def evaluation(model: Package, psnr: float = 21.0, protocol: str = "p1") -> dict[str, Any]:
+    return {"package_digest": model.digest, "metrics": {"psnr": psnr}, "protocol": {"name": protocol}}
+
+
+def failed(*arguments: Any) -> list[str]:
+    return [verdict.gate for verdict in judge(*arguments) if not verdict.passed]
+
+
+def test_all_pass(tmp_path: Path) -> None:
+    model = package(tmp_path / "m")
+    assert failed(model, evaluation(model), None, None, GATES) == []
+
+
+@pytest.mark.parametrize(
+    ("lineage", "value"),
+    [
+        ({"git_commit": None}, "gaps: git_commit"),
+        ({"git_dirty": True}, "gaps: git_dirty"),
+        ({"colour": 1}, "gaps: colour"),
+    ],
+)
+def test_gaps_in_the_record(tmp_path: Path, lineage: dict[str, Any], value: str) -> None:
+    model = package(tmp_path / "m", **lineage)
+    (verdict,) = [v for v in judge(model, evaluation(model), None, None, GATES) if not v.passed]
+    assert (verdict.gate, verdict.value) == ("lineage", value)
+
+
+def test_a_gap_that_is_allowed(tmp_path: Path) -> None:
+    model = package(tmp_path / "m", git_commit=None)
+    assert failed(model, evaluation(model), None, None, GATES.model_copy(update={"may_lack": ("git_commit",)})) == []
+
+
+def test_preview_and_evaluation(tmp_path: Path) -> None:
+    model = package(tmp_path / "m", preview=False)
+    assert failed(model, None, None, None, GATES) == ["preview", "evaluation", "psnr"]
+    other = evaluation(model) | {"package_digest": "0" * 64}
+    assert failed(model, other, None, None, GATES) == ["preview", "evaluation"]
+
+
+def test_a_unet_needs_a_registered_autoencoder(tmp_path: Path) -> None:
+    inner = package(tmp_path / "ae")
+    lineage = LINEAGE | {"stage": "diffusion"}
+    picture = np.zeros((2, 2, 3), dtype=np.uint8)
+    model = save_package(tmp_path / "u", "latent-unet", {"w": torch.ones(1)}, {}, lineage, "", picture, inner.folder)
+    assert failed(model, evaluation(model), None, None, GATES) == ["autoencoder"]
+    assert failed(model, evaluation(model), None, "models:/vq-autoencoder/1", GATES) == []
+
+
+@pytest.mark.parametrize(
+    ("mine", "protocol", "bound", "passed"),
+    [
+        (21.0, "p1", ">= 21.5 (champion 22)", False),
+        (21.6, "p1", ">= 21.5 (champion 22)", True),
+        (21.0, "p2", ">= 20", True),
+        (float("nan"), "p2", ">= 20", False),
+    ],
+)
+def test_the_champion_counts_under_the_same_protocol(
+    tmp_path: Path, mine: float, protocol: str, bound: str, passed: bool
+) -> None:
+    model = package(tmp_path / "m")
+    champion = evaluation(model, 22.0)
+    *_, verdict = judge(model, evaluation(model, mine, protocol), champion, None, GATES)
+    assert (verdict.bound, verdict.passed) == (bound, passed)
+
+
+@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(0, 10))
+def test_less_is_better_mirrors_more_is_better(bound: float, champion: float, slack: float) -> None:
+    more, less = BoundConfig(min=bound, not_worse_by=slack), BoundConfig(max=-bound, not_worse_by=slack)
+    assert more.limit(champion) == -less.limit(-champion)
+    assert more.holds(champion, None) == less.holds(-champion, None)
+
+
+def test_a_bound_has_one_direction() -> None:
+    for tree in ({"min": 1, "max": 2}, {}, {"not_worse_by": 1}):
+        with pytest.raises(UserError, match="exactly one"):
+            parse_config(tree, BoundConfig, "gates")
+
+
+def test_file_of_gates(tmp_path: Path) -> None:
+    path = tmp_path / "gates.yaml"
+    path.write_text("vq-autoencoder: {metrics: {psnr: {min: 20}}}\nmine: {metrics: {}}\n")
+    assert load_gates(path, "mine", "vq-autoencoder").metrics == {}
+    assert load_gates(path, "other", "vq-autoencoder").metrics["psnr"].min == 20
+    with pytest.raises(UserError, match="add a section"):
+        load_gates(path, "other", "latent-unet")
+    with pytest.raises(UserError, match="no such file"):
+        load_gates(tmp_path / "gone.yaml", "mine", "vq-autoencoder")
+    path.write_text("mine: {metric: {}}")
+    with pytest.raises(UserError, match="did you mean metrics"):
+        load_gates(path, "mine", "vq-autoencoder")
+
+
+def test_the_gates_that_come_with_the_repository() -> None:
+    path = Path(__file__).parents[2] / "configs" / "promote.yaml"
+    for kind in ("vq-autoencoder", "latent-unet"):
+        assert load_gates(path, kind, kind).metrics

@@ -13,9 +13,11 @@ from pipeline.plan.measure import measure, shapes_only
 from pipeline.plan.parts import autoencoder_parts, diffusion_parts
 
 UNET = UNetConfig(
-    latent_channels=4, channels=32, channel_multipliers=(1, 2), num_res_blocks=1, head_dim=16, context_dim=32
+    latent_channels=4, channels=32, channel_multipliers=(1,), num_res_blocks=1, head_dim=16, context_dim=32
 )
-AUTOENCODER = AutoencoderConfig(channels=32, channel_multipliers=(1, 2), latent_channels=4, embedding_dim=4)
+AUTOENCODER = AutoencoderConfig(
+    channels=32, channel_multipliers=(1, 2), num_res_blocks=1, mid_attention=False, latent_channels=4, embedding_dim=4
+)
 
 
 def test_linear_layers_by_hand() -> None:

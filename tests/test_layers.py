@@ -16,7 +16,14 @@ FLOORS = (
     ("pipeline.stages",),
     ("data_tools", "pipeline.generate", "pipeline.export", "pipeline.plan", "pipeline.doctor"),
     ("pipeline.trainer", "pipeline.models"),
-    ("pipeline.data", "pipeline.checkpoint", "pipeline.tracking", "pipeline.evaluate", "pipeline.quantizers"),
+    (
+        "pipeline.data",
+        "pipeline.checkpoint",
+        "pipeline.tracking",
+        "pipeline.evaluate",
+        "pipeline.quantizers",
+        "pipeline.models.package",  # the file format of a model, which knows no network
+    ),
     ("pipeline.distributed", "pipeline.diffusion", "pipeline.losses", "pipeline.optim"),
     (
         "pipeline.config",

@@ -5,7 +5,7 @@ Names, order and paddings of the layers are those of taming-transformers and lat
 buffers that the validation pass sets; quantisation belongs to `decode`. Pictures are float in [-1, 1].
 Shapes: B pictures, f = downsample_factor, d = embedding_dim. Called by both stages, the sampler and precomputation.
 """
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -66,9 +66,8 @@ class AutoencoderConfig(Config):
         return self.resolution // 2**level in self.attention_resolutions
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """What one training forward gives."""
+class Reconstruction(NamedTuple):
+    """What one training forward gives. A tuple, as `Quantized` is."""
 
     images: Tensor
     """float32 [B, 3, H, W], near [-1, 1]."""

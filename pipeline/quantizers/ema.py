@@ -9,12 +9,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Config
-from pipeline.quantizers.base import Quantized, Quantizer, as_vectors, count_codes, perplexity_of, straight_through
+from pipeline.quantizers.base import Quantizer, as_vectors
 from pipeline.quantizers.kmeans import code_statistics, draw_vectors, fit_codes
+
+EPSILON = 1e-5
+"""Laplace smoothing of the counts."""
 
 
 class EmaCodebookConfig(Config):
@@ -39,73 +42,80 @@ class EmaCodebookConfig(Config):
     """A code is out of use when its averaged count is below this share of the mean count; 0 revives none."""
 
 
-class EmaQuantizer(Quantizer):
-    """Straight-through vector quantizer whose codes are averages of the vectors assigned to them."""
+class AveragedCodes(nn.Module):
+    """The codebook with the averaged counts and sums that it is the quotient of; all are buffers."""
 
     weight: Tensor
     counts: Tensor
     sums: Tensor
+
+    def __init__(self, num_codes: int, width: int, seed: int) -> None:
+        super().__init__()
+        codes = torch.randn(num_codes, width, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("weight", codes)
+        self.register_buffer("counts", torch.ones(num_codes))
+        self.register_buffer("sums", codes.clone())
+
+    def forward(self) -> Tensor:
+        return self.weight  # [K, d]
+
+    def adopt(self, codes: Tensor, counts: Tensor) -> None:
+        """Start the averages at fitted codes [K, d]; an empty cluster counts as one vector."""
+        self.counts.copy_(counts.clamp(min=1))
+        self.sums.copy_(codes * self.counts[:, None])
+        self.weight.copy_(codes)
+
+    def average(self, counts: Tensor, sums: Tensor, decay: float) -> None:
+        """Take in the counts [K] and sums [K, d] of one global batch."""
+        self.counts.lerp_(counts, 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
+        total = self.counts.sum()
+        smoothed = (self.counts + EPSILON) / (total + len(self.counts) * EPSILON) * total
+        self.weight.copy_(self.sums / smoothed[:, None])
+
+    def revive(self, drawn: Tensor, below_share: float) -> None:
+        """Place codes out of use on drawn vectors [K, d], with the mean count, so that they have time to find a use."""
+        mean = self.counts.mean()
+        dead = self.counts < below_share * mean  # [K]
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], drawn * mean, self.sums))
+        self.weight.copy_(torch.where(dead[:, None], drawn, self.weight))
+
+
+class EmaQuantizer(Quantizer):
+    """Straight-through vector quantizer whose codes are averages of the vectors assigned to them."""
+
+    embedding: AveragedCodes
     active: Tensor
 
-    EPSILON = 1e-5
-    """Laplace smoothing of the counts."""
-
     def __init__(self, config: EmaCodebookConfig, width: int, seed: int) -> None:
-        super().__init__(config.num_codes, width, config.commitment_weight, config.cosine)
+        codes = AveragedCodes(config.num_codes, width, seed)
+        super().__init__(codes, config.num_codes, config.commitment_weight, config.cosine)
         self.config = config
         self.seed = seed
-        codes = torch.randn(config.num_codes, width, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("weight", codes)
-        self.register_buffer("counts", torch.ones(config.num_codes))
-        self.register_buffer("sums", codes.clone())
         self.register_buffer("active", torch.tensor(False))
 
-    def codebook(self) -> Tensor:
-        """The averages, normalised at use for `cosine`."""
-        return F.normalize(self.weight, dim=1) if self.cosine else self.weight
+    def choose(self, chosen: Tensor, latent: Tensor) -> Tensor:
+        """The latents themselves until the codes are placed; decided on the device, without waiting for it."""
+        return torch.where(self.active, chosen, latent.detach())
 
-    def forward(self, latent: Tensor) -> Quantized:  # [B, d, h, w]
-        with torch.autocast(latent.device.type, enabled=False):
-            latent = self.prepare(latent)
-            codes = self.assign(latent)  # [B, h, w]
-            chosen = torch.where(self.active, self.lookup(codes), latent.detach())  # [B, d, h, w]
-            losses = {"commitment_loss": self.commitment_weight * F.mse_loss(latent, chosen)}
-            perplexity = perplexity_of(count_codes(codes, self.num_codes))
-            return Quantized(straight_through(chosen, latent), codes, losses, perplexity)
+    def losses(self, chosen: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        """`commitment_loss` keeps the encoder near its codes; the codes need no loss."""
+        return {"commitment_loss": self.commitment_weight * F.mse_loss(latent, chosen)}
 
     @torch.no_grad()
     def update(self, latent: Tensor, codes: Tensor, step: int) -> None:
         """One step of the averages; at `start_step` the k-means fit, and now and then the revival. Collective."""
-        vectors = as_vectors(self.prepare(latent))
-        if step < self.config.start_step:
+        age = step - self.config.start_step
+        if age < 0:
             return
-        if step == self.config.start_step:
-            self._adopt(*fit_codes(vectors, self.num_codes, self.seed))
+        vectors = as_vectors(self.prepare(latent))  # [N, d]
+        if age == 0:
+            self.embedding.adopt(*fit_codes(vectors, self.num_codes, self.seed))
             self.active.fill_(True)
             return
         counts, sums = code_statistics(vectors, codes.flatten(), self.num_codes)
-        self.counts.lerp_(counts, 1 - self.config.decay)
-        self.sums.lerp_(sums, 1 - self.config.decay)
-        if (step - self.config.start_step) % self.config.revive_every_steps == 0:
-            self._revive(vectors, step)
-        self._refresh()
-
-    def _adopt(self, codes: Tensor, counts: Tensor) -> None:
-        """Start the averages at fitted codes; an empty cluster counts as one vector."""
-        self.counts.copy_(counts.clamp(min=1))
-        self.sums.copy_(codes * self.counts[:, None])
-        self._refresh()
-
-    def _revive(self, vectors: Tensor, step: int) -> None:
-        """Place the codes out of use on drawn vectors, with the mean count, so that they have time to find a use."""
-        mean = self.counts.mean()
-        dead = self.counts < self.config.revive_below_share * mean  # [K]
-        drawn = draw_vectors(vectors, self.num_codes, self.seed, step)  # [K, d]
-        self.sums.copy_(torch.where(dead[:, None], drawn * mean, self.sums))
-        self.counts.copy_(torch.where(dead, mean, self.counts))
-
-    def _refresh(self) -> None:
-        """The codes that the averages stand for."""
-        total = self.counts.sum()
-        smoothed = (self.counts + self.EPSILON) / (total + self.num_codes * self.EPSILON) * total
-        self.weight.copy_(self.sums / smoothed[:, None])
+        self.embedding.average(counts, sums, self.config.decay)
+        if age % self.config.revive_every_steps == 0:
+            drawn = draw_vectors(vectors, self.num_codes, self.seed, step)  # [K, d]
+            self.embedding.revive(drawn, self.config.revive_below_share)

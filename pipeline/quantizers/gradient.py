@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Config
-from pipeline.quantizers.base import Quantized, Quantizer, count_codes, perplexity_of, straight_through
+from pipeline.quantizers.base import Quantizer
 
 
 class GradientCodebookConfig(Config):
@@ -29,30 +29,31 @@ class GradientCodebookConfig(Config):
     """beta on the codebook's term in place of the encoder's: only to go on from a taming or LDM checkpoint."""
 
 
+class TrainedCodes(nn.Module):
+    """The codebook as a parameter, first drawn from U(-1/K, 1/K)."""
+
+    def __init__(self, num_codes: int, width: int, seed: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_codes, width))
+        nn.init.uniform_(self.weight, -1 / num_codes, 1 / num_codes, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self) -> Tensor:
+        return self.weight.clone()  # [K, d]; a copy, since ZeRO 3 takes the gathered parameter away afterwards
+
+
 class GradientQuantizer(Quantizer):
-    """Straight-through vector quantizer; the codebook starts at U(-1/K, 1/K)."""
+    """Straight-through vector quantizer whose codes are pulled to their vectors by a loss."""
 
     def __init__(self, config: GradientCodebookConfig, width: int, seed: int) -> None:
-        super().__init__(config.num_codes, width, config.commitment_weight, config.cosine)
+        codes = TrainedCodes(config.num_codes, width, seed)
+        super().__init__(codes, config.num_codes, config.commitment_weight, config.cosine)
         self.legacy = config.legacy
-        self.weight = nn.Parameter(torch.empty(config.num_codes, width))
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.uniform_(self.weight, -1 / config.num_codes, 1 / config.num_codes, generator=generator)
 
-    def codebook(self) -> Tensor:
-        """The parameter, normalised at use for `cosine`."""
-        return F.normalize(self.weight, dim=1) if self.cosine else self.weight
-
-    def forward(self, latent: Tensor) -> Quantized:  # [B, d, h, w]
-        with torch.autocast(latent.device.type, enabled=False):
-            latent = self.prepare(latent)
-            codes = self.assign(latent)  # [B, h, w]
-            chosen = self.lookup(codes)  # [B, d, h, w]
-            to_codes = F.mse_loss(latent, chosen.detach())
-            to_encoder = F.mse_loss(chosen, latent.detach())
-            encoder_weight, codebook_weight = (
-                (1.0, self.commitment_weight) if self.legacy else (self.commitment_weight, 1.0)
-            )
-            losses = {"commitment_loss": encoder_weight * to_codes, "codebook_loss": codebook_weight * to_encoder}
-            perplexity = perplexity_of(count_codes(codes, self.num_codes))
-            return Quantized(straight_through(chosen, latent), codes, losses, perplexity)
+    def losses(self, chosen: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        """`commitment_loss` moves the encoder, `codebook_loss` the codes."""
+        beta = self.commitment_weight
+        on_encoder, on_codebook = (1.0, beta) if self.legacy else (beta, 1.0)
+        return {
+            "commitment_loss": on_encoder * F.mse_loss(latent, chosen.detach()),
+            "codebook_loss": on_codebook * F.mse_loss(chosen, latent.detach()),
+        }

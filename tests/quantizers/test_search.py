@@ -1,0 +1,54 @@
+"""The tiled search against the whole distance matrix."""
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.quantizers import search
+from pipeline.quantizers.search import nearest_codes
+
+
+def brute_force(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(vectors.double(), codebook.double()).argmin(dim=1)
+
+
+@given(st.integers(1, 70), st.integers(1, 45), st.integers(1, 9), st.integers(0, 10_000))
+def test_equals_brute_force_at_every_size(num_vectors: int, num_codes: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(num_vectors, width, generator=generator)
+    codebook = torch.randn(num_codes, width, generator=generator)
+    distances = torch.cdist(vectors.double(), codebook.double())
+    chosen = distances.gather(1, nearest_codes(vectors, codebook)[:, None])[:, 0]
+    assert torch.allclose(chosen, distances.min(dim=1).values, atol=1e-5)
+
+
+@pytest.mark.parametrize(("codes", "elements"), [(3, 7), (8, 64), (5, 5)])
+def test_tiles_that_fit_nothing_evenly_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, codes: int, elements: int
+) -> None:
+    monkeypatch.setattr(search, "MAX_TILE_CODES", codes)
+    monkeypatch.setattr(search, "MAX_TILE_ELEMENTS", elements)
+    generator = torch.Generator().manual_seed(0)
+    vectors, codebook = torch.randn(31, 3, generator=generator), torch.randn(29, 3, generator=generator)
+    assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
+
+
+def test_lowest_index_wins_a_tie_within_and_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_TILE_CODES", 2)
+    codebook = torch.tensor([[5.0], [1.0], [1.0], [1.0], [-1.0]])
+    assert nearest_codes(torch.tensor([[1.0], [0.0]]), codebook).tolist() == [1, 1]
+
+
+def test_all_negative_similarities_give_a_valid_code() -> None:
+    codebook = -torch.eye(3)
+    assert nearest_codes(torch.tensor([[1.0, 2.0, 3.0]]), codebook).tolist() == [0]
+
+
+def test_searches_in_float32_under_autocast() -> None:
+    codebook = torch.tensor([[1.0], [1.001]])  # equal in bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nearest_codes(torch.tensor([[1.002]]), codebook).tolist() == [1]
+
+
+def test_no_vectors_give_no_codes() -> None:
+    assert nearest_codes(torch.empty(0, 4), torch.randn(8, 4)).shape == (0,)

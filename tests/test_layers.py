@@ -62,7 +62,7 @@ MAX_FUNCTION_LINES = 60
 
 
 def floor_of(name: str) -> int | None:
-    """The floor of a module, 0 at the bottom; the packages' own `__init__` stand nowhere."""
+    """The floor of a module, 0 at the bottom: the lowest that names it or a package around it."""
     for height, rooms in enumerate(reversed(FLOORS)):
         if is_inside(name, *rooms):
             return height

@@ -19,6 +19,7 @@ from data_tools.progress import track
 from data_tools.shard_writer import SUCCESS
 from data_tools.tars import opened, picture_of
 from pipeline import storage
+from pipeline.config import UserError
 from pipeline.data.decode import DecodeError, decode_image
 from pipeline.data.index import ByteRange
 from pipeline.data.samples import caption_of
@@ -74,9 +75,11 @@ def survey(url: str) -> Survey:
     """Read the tables (or tars) of all shards.
 
     Raises:
-        UserError: no manifest, or a shard is gone.
+        UserError: no manifest, no pictures, or a shard is gone.
     """
     manifest = load_manifest(url)
+    if manifest.kind != "images":
+        raise UserError(f"{url}: holds {manifest.kind}, which show nothing; give the shards of pictures they were made of")
     found = Survey(manifest)
     for record in track(manifest.shards, len(manifest.shards), f"reading {url}"):
         for row in _rows(url, record):

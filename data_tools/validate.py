@@ -22,6 +22,7 @@ from pipeline.data.shards import Kind, ShardRecord, index_name, load_manifest, r
 from pipeline.data.tar import Buffer, TarError, TarSample, parse_samples, sample_offsets
 
 LATENT = "npy"
+"""As in `pipeline.data.latents`, which would bring torch into every worker."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Called by the drawers of this package, which hand over a function from a number to (picture, caption).
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,19 @@ def fill_folder(folder: Path, recipe: dict[str, Any], num: int, draw: Callable[[
         if state["whole"]:
             return False
     storage.write_json(marker, {"recipe": recipe, "whole": False})
+    there = set(storage.list_names(folder))
     for sample_id in track(range(num), num, f"drawing into {folder}"):
-        caption_file = folder / f"{sample_id:06d}.txt"
-        if not caption_file.exists():
+        name = f"{sample_id:06d}"
+        if f"{name}.txt" not in there:
             image, caption = draw(sample_id)
-            Image.fromarray(image).save(caption_file.with_suffix(".png"), compress_level=6)
-            caption_file.write_text(caption, encoding="utf-8")
+            (folder / f"{name}.png").write_bytes(_png(image))
+            (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
     storage.write_json(marker, {"recipe": recipe, "whole": True})
     return True
+
+
+def _png(image: np.ndarray) -> bytes:
+    """Encoded in memory, for Pillow writes to a file in many small pieces."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=6)
+    return file.getvalue()

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,9 @@ def test_the_report_of_foreign_tars_counts_the_same(shards: str, tmp_path: Path)
         table.unlink()
     theirs = write_report(shards, str(tmp_path / "theirs.html"))
     assert (ours.sizes, ours.captions, ours.pictures) == (theirs.sizes, theirs.captions, theirs.pictures)
+
+
+def test_there_is_no_report_about_latents(shards: str, tmp_path: Path) -> None:
+    replace(load_manifest(shards), kind="latents").save(shards)
+    with pytest.raises(UserError, match="holds latents"):
+        write_report(shards, str(tmp_path / "report.html"))

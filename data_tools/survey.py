@@ -79,7 +79,7 @@ def survey(url: str) -> Survey:
     """
     manifest = load_manifest(url)
     if manifest.kind != "images":
-        raise UserError(f"{url}: holds {manifest.kind}, which show nothing; give the shards of pictures they were made of")
+        raise UserError(f"{url}: holds {manifest.kind}; give the shards of pictures that they were made of")
     found = Survey(manifest)
     for record in track(manifest.shards, len(manifest.shards), f"reading {url}"):
         for row in _rows(url, record):

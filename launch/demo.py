@@ -51,7 +51,7 @@ def plan_steps(out: Path, name: str) -> dict[str, str]:
     recipe = RECIPES[name]
     pictures, shards, latents = out / "pictures", out / "shards", out / "latents"
     first, second = out / "autoencoder", out / "unet"
-    draw = "tessera-data draw shapes --size 32"
+    draw, champion = "tessera-data draw shapes --size 32", "models:/vq-autoencoder@champion"
     steps = {
         "draw": f"{draw} --out {pictures}/train --num {recipe.num_pictures} --seed 1 --split train",
         "draw-held-out": f"{draw} --out {pictures}/held-out --num {recipe.num_held_out} --seed 2 --split held-out",
@@ -63,18 +63,19 @@ def plan_steps(out: Path, name: str) -> dict[str, str]:
         "report": f"tessera-data report {shards}/train --out {out}/data.html",
         "train-autoencoder": f"tessera train configs/autoencoder/{name}.yaml run={first}"
         f" data.train={shards}/train data.validation={shards}/held-out",
-        "evaluate-autoencoder": f"tessera evaluate --model {first} --data {shards}/held-out",
+        "evaluate-autoencoder": f"tessera evaluate --model {first} --data {shards}/held-out --out {out}/autoencoder.json",
         "register-autoencoder": f"tessera registry register {first}",
         "promote-autoencoder": f"tessera registry promote vq-autoencoder --gates {recipe.gates}",
     }
     for part in ("train", "held-out"):
         steps[f"precompute-{part}"] = (
-            f"tessera-data precompute --model models:/vq-autoencoder@champion --data {shards}/{part} --out {latents}/{part}"
+            f"tessera-data precompute --model {champion} --data {shards}/{part} --out {latents}/{part}"
         )
     return steps | {
         "train-unet": f"tessera train configs/diffusion/{name}.yaml run={second}"
         f" data.train={latents}/train data.validation={latents}/held-out",
-        "evaluate-unet": f"tessera evaluate --model {second} --data {latents}/held-out --num {recipe.num_captions}",
+        "evaluate-unet": f"tessera evaluate --model {second} --data {latents}/held-out --num {recipe.num_captions}"
+        f" --out {out}/unet.json",
         "register-unet": f"tessera registry register {second}",
         "promote-unet": f"tessera registry promote latent-unet --gates {recipe.gates}",
         "sample": f"tessera sample --model models:/latent-unet@champion {shlex.join(PROMPTS)} --out {out}/grid.png",
@@ -104,13 +105,13 @@ def run_step(out: Path, name: str, line: str) -> float:
 
 def summarise(out: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """The figures of the demo, from the evaluations of the two models; written to summary.json."""
-    first, second = (storage.read_json(out / stage / "evaluation.json")["metrics"] for stage in ("autoencoder", "unet"))
+    first, second = (storage.read_json(out / f"{stage}.json")["metrics"] for stage in ("autoencoder", "unet"))
     attributes = {k.removeprefix("caption_accuracy_"): v for k, v in second.items() if k.startswith("caption_accuracy_")}
     summary = {
         "caption_accuracy": second["caption_accuracy"],
         "caption_accuracy_all": attributes.pop("all"),
         "caption_accuracy_by_attribute": attributes,
-        "psnr_db": first["psnr_db"],
+        "psnr_db": first["psnr"],
         "codebook_usage": first["codebook_usage"],
         "seconds": round(sum(seconds.values()), 1),
         "seconds_by_step": {name: round(value, 1) for name, value in seconds.items()},

@@ -91,7 +91,7 @@ def _measure_unet(package: "Package", args: argparse.Namespace, process: "Proces
     meter = CaptionMeter()
     with _open(args, size, process) as reader:
         for batch in reader.batches(last=args.num):
-            if len(batch):
+            if batch.sample_ids:
                 meter.update(generator.sample(batch.captions, batch.sample_ids), batch.captions)
     protocol = stamp(CAPTIONS, reader.manifest.digest, _num_samples(args, reader), size)
     return meter.compute(), {**protocol, "sampling": generator.sampling.model_dump(mode="json")}

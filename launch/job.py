@@ -69,9 +69,10 @@ def make_job(args: argparse.Namespace, num_nodes: int = 1, num_processes: int = 
     experiment = load_experiment(args.config, args.overrides)
     batch, ranks = experiment.trainer.batch_size, num_nodes * num_processes
     if batch % ranks:
+        below = batch // ranks * ranks
+        near = " or ".join(str(size) for size in (below, below + ranks) if size)
         raise UserError(
-            f"trainer.batch_size={batch} does not divide by {num_nodes} x {num_processes} = {ranks} ranks;"
-            f" the nearest sizes are {batch // ranks * ranks or ranks} and {(batch // ranks + 1) * ranks}"
+            f"trainer.batch_size={batch} does not divide by {num_nodes} x {num_processes} = {ranks} ranks; take {near}"
         )
     return Job(dump_config(experiment), Path(experiment.run).absolute(), num_nodes, num_processes)
 

@@ -34,13 +34,24 @@ def run_program(program: str, about: str, commands: Mapping[str, str], folder: s
             f"{program} {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.configure(parser)
-        return int(command.run(parser.parse_args(rest)))
+        return int(command.run(parse(parser, rest)))
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_WRONG_USE
     except KeyboardInterrupt:
         print(f"{program}: interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """As `parse_args`, but `a.b=c` may also follow an option, where argparse takes no more plain words."""
+    args, late = parser.parse_known_args(words)
+    overrides = [word for word in late if "=" in word and not word.startswith("-")]
+    if late and (overrides != late or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
 
 
 def _overview(program: str, about: str, commands: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """The console program: exit codes, near names, and a help that imports nothing heavy."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as tessera
-from pipeline.command_line import run_program
+from pipeline.command_line import parse, run_program
 
 
 @pytest.fixture
@@ -63,3 +64,16 @@ def test_help_imports_nothing_heavy() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'deepspeed', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", probe], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--number", type=int)
+    args = parse(parser, ["a.yaml", "b=1", "--number", "2", "c.d=3"])
+    assert (args.config, args.overrides, args.number) == ("a.yaml", ["b=1", "c.d=3"], 2)
+    for word in ("--numbr=3", "stray"):
+        with pytest.raises(SystemExit):
+            parse(parser, ["a.yaml", "--number", "2", word])
+        assert word in capsys.readouterr().err

@@ -43,6 +43,7 @@ def imported_distributions(sources: list[str], declared: set[str]) -> set[str]:
                 tops |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 tops.add(node.module.partition(".")[0])
+        tops |= set(re.findall(r"importorskip\(\"(\w+)", source))
     tops -= {*sys.stdlib_module_names, *PACKAGES, "tests", "benchmarks"}
     known = packages_distributions()
     givers = {top: {canonical(name) for name in known.get(top, [top])} for top in tops}

@@ -3,6 +3,7 @@
 `tessera train` writes it to RUN/lineage.json, the export completes it with how far training had come, and the
 registry refuses to promote a version whose record has gaps.
 """
+import json
 import platform
 import subprocess
 from importlib import metadata
@@ -62,17 +63,27 @@ class Lineage(Config):
         return [name for name in needed if not getattr(self, name)] + (["git_dirty"] if self.git_dirty else [])
 
 
-def git_state(folder: Path | str) -> tuple[str | None, bool]:
-    """(commit, whether tracked files differ from it) of the checkout around `folder`; (None, False) outside of one."""
+def git_state(package: Path | str) -> tuple[str | None, bool]:
+    """(commit, whether tracked files differ from it) of the code in the folder `package`; (None, False) if unknown.
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-
+    Code that a launcher copied into a run folder is what its snapshot.json says, whatever checkout the folder is in.
+    """
+    root = Path(package).absolute().parent
+    snapshot = root.parent / "launch" / "snapshot.json"
+    if root.name == "code" and snapshot.is_file():
+        content = json.loads(snapshot.read_text())
+        return content["commit"], bool(content["modified"])
+    if not (root / ".git").exists():  # installed: the checkout around an environment is another project's
+        return None, False
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        return _git(root, "rev-parse", "HEAD"), bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return None, False
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import UserError, parse_config
+from pipeline.data.shapes import draw_shape
+from pipeline.evaluate.captions import CaptionMeter
+from pipeline.evaluate.reconstruction import CodebookMeter, PictureMeter
 from pipeline.models.package import Package, save_package
 from pipeline.tracking.gates import BoundConfig, GateConfig, judge, load_gates
 
@@ -122,7 +125,15 @@ def test_file_of_gates(tmp_path: Path) -> None:
         load_gates(path, "mine", "vq-autoencoder")
 
 
-def test_the_gates_that_come_with_the_repository() -> None:
-    path = Path(__file__).parents[2] / "configs" / "promote.yaml"
-    for kind in ("vq-autoencoder", "latent-unet"):
-        assert load_gates(path, kind, kind).metrics
+@pytest.mark.parametrize("name", ["promote.yaml", "promote-debug.yaml"])
+def test_the_gates_of_the_repository_ask_for_what_is_measured(name: str) -> None:
+    path, pixels = Path(__file__).parents[2] / "configs" / name, torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    pictures, codes, captions = PictureMeter(torch.device("cpu")), CodebookMeter(4, torch.device("cpu")), CaptionMeter()
+    pictures.update(pixels, pixels)
+    codes.update(torch.zeros(1, dtype=torch.int64))
+    image, caption = draw_shape(seed=0, sample_id=0)
+    captions.update(image[None], [caption])
+    measured = {"vq-autoencoder": pictures.compute() | codes.compute(), "latent-unet": captions.compute()}
+    for kind, values in measured.items():
+        asked = load_gates(path, kind, kind).metrics
+        assert asked and set(asked) <= set(values)

@@ -66,7 +66,7 @@ def test_stored_latents_equal_online_ones(places, tmp_path):
         assert (online.keys, online.captions, online.sample_ids) == (offline.keys, offline.captions, offline.sample_ids)
         with torch.inference_mode():
             latents = autoencoder.encode_raw(to_model(online.images))
-        torch.testing.assert_close(offline.latents, latents, rtol=0, atol=1e-6)
+        torch.testing.assert_close(offline.latents, latents, rtol=0, atol=1e-5)
 
 
 def test_training_sees_the_same_samples_in_the_same_order(places, tmp_path):

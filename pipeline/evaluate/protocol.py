@@ -9,7 +9,7 @@ RECONSTRUCTION = {
     "name": "reconstruction-1",
     "pixels": "8 bit, floor(clamp(127.5 x + 128, 0, 255))",
     "psnr": "per picture over RGB, peak 255, at most 100 dB, mean over pictures",
-    "ssim": "per picture over RGB, peak 255, 11 x 11 Gaussian of sigma 1.5, mean over pictures",
+    "ssim": "per picture over RGB, peak 255, 11 x 11 Gaussian of sigma 1.5 inside the picture",
     "codebook": "share of codes used and exp(entropy) over the whole set",
     "average": "every sample once, no padding",
 }

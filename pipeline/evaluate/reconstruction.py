@@ -13,6 +13,8 @@ from pipeline.torchvision_shim import declare_missing_operators
 MAX_PSNR = 100.0
 """dB given to a perfect reconstruction, whose own value is infinite."""
 PEAK = 255.0
+WINDOW_RADIUS = 5
+"""Half the side of SSIM's Gaussian window of 11 x 11 pixels."""
 
 
 class PictureMeter:
@@ -80,12 +82,16 @@ def psnr(restored: Tensor, images: Tensor) -> Tensor:
 
 
 def ssim(restored: Tensor, images: Tensor) -> Tensor:
-    """Structural similarity of each picture (Wang et al., 2004): uint8 [B, 3, H, W] twice -> float32 [B]."""
+    """Structural similarity of each picture (Wang et al., 2004): uint8 [B, 3, H, W] twice -> float32 [B].
+
+    The mean is over the places whose whole window lies in the picture, as in the paper's own code and scikit-image.
+    """
+    assert min(images.shape[2:]) > 2 * WINDOW_RADIUS, f"SSIM needs more than {2 * WINDOW_RADIUS} pixels a side"
     declare_missing_operators()
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    values = structural_similarity_index_measure(
-        restored.float(), images.float(), data_range=PEAK, reduction="none", gaussian_kernel=True, sigma=1.5
-    )
-    assert isinstance(values, Tensor)
-    return values  # [B]
+    _, similarity = structural_similarity_index_measure(
+        restored.float(), images.float(), data_range=PEAK, sigma=1.5, reduction="none", return_full_image=True
+    )  # [B, 3, H, W], mirrored beyond the edge
+    inside = slice(WINDOW_RADIUS, -WINDOW_RADIUS)
+    return similarity[:, :, inside, inside].mean(dim=(1, 2, 3))  # [B]

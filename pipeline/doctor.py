@@ -214,7 +214,8 @@ def check_data(url: str, config: "DataConfig") -> Finding:
         count = load_manifest(url).num_samples
         first = next(sequential(url, config, batch_size=1)).keys[0]
     except (UserError, OSError) as error:
-        return Finding(name, Status.FAILURE, _first_line(error), f"tessera-data validate {url}")
+        found, _, remedy = _first_line(error).partition("; ")  # a UserError names its own
+        return Finding(name, Status.FAILURE, found, remedy or f"tessera-data validate {url}")
     return Finding(name, Status.OK, f"{count} samples; {first} decodes")
 
 

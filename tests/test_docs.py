@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import parse
+from pipeline.experiment import load_experiment
 from tests.source import ROOT, modules
 
 PAGES = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) if path.name != "CHANGELOG.md"]
 PROGRAMS = {"tessera": "pipeline", "tessera-data": "data_tools", "tessera-launch": "launch"}
+CONFIGS = sorted(ROOT.glob("configs/autoencoder/*.yaml")) + sorted(ROOT.glob("configs/diffusion/*.yaml"))
 MAX_LINES = {"README.md": 250, "CONTRIBUTING.md": 120}
 RUN_MARK = "<!-- run -->"
 
@@ -48,12 +50,21 @@ def blocks_of(page: Path) -> Iterator[Block]:
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
+def head_of(config: Path) -> dict[str, str]:
+    """The rows `# Name   text` of a config's first comment; a row goes on where the next line is indented."""
+    head = re.match(r"(#.*\n)*", config.read_text())
+    assert head is not None
+    text = re.sub(r"\n#\s{4,}", " ", head[0])
+    return dict(re.findall(r"^# ([A-Z]\w+)\s{2,}(.+)$", text, flags=re.M))
+
+
 def examples() -> Iterator[tuple[str, str]]:
-    """(place, command line) of every shell line in the pages and in the docstrings of the commands."""
+    """(place, command line) of every shell line in the pages, the commands' docstrings and the heads of the configs."""
     texts = [(block.place, block.text) for block in BLOCKS if block.language in ("sh", "bash", "console")]
     for module in modules().values():
         if ".commands." in module.name:
             texts.append((module.name, module.text.split('"""')[1].replace("\\\\\n", "\\\n")))
+    texts += [(str(path.relative_to(ROOT)), head_of(path).get("Command", "")) for path in CONFIGS]
     for place, text in texts:
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
             line = re.sub(r"^(\$ |\.venv/bin/)", "", line.strip())
@@ -128,6 +139,12 @@ def drawn_paths(text: str) -> Iterator[str]:
         yield path
         if name.endswith("/"):
             above.append((indent, name))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_config_loads_and_says_command_cost_and_result(config: Path) -> None:
+    load_experiment(config)
+    assert set(head_of(config)) >= {"Command", "Cost", "Result"}, "the head names what to type, to pay and to expect"
 
 
 def test_marked_snippets_run(tmp_path: Path) -> None:

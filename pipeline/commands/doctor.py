@@ -11,9 +11,14 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.command_line import EXIT_DONE, EXIT_FAILED
+from pipeline.config import UserError
 from pipeline.doctor import Finding, Needs, Status, examine
+
+if TYPE_CHECKING:
+    from pipeline.experiment import ExperimentConfig
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +46,18 @@ def _needs(args: argparse.Namespace) -> Needs:
     """What the config asks of the machine; the general checks alone without one."""
     if args.config is None:
         return Needs()
-    from pipeline.experiment import load_experiment  # brings torch, which the general checks look at last
+    from pipeline.experiment import load_experiment  # torch comes with it, and the general checks come first
 
     config = load_experiment(args.config, args.overrides)
-    return Needs(Path(config.run), None, config.tracking.uri, config.data)
+    return Needs(Path(config.run), _state_bytes(config), config.tracking.uri, config.data)
+
+
+def _state_bytes(config: "ExperimentConfig") -> int | None:
+    """Size of one generation; None where the first stage, and with it the latent's size, is not known yet."""
+    from pipeline.commands.plan import parts_of
+    from pipeline.plan.estimate import generation_bytes
+
+    try:
+        return generation_bytes(parts_of(config))
+    except UserError:
+        return None

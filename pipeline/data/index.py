@@ -5,11 +5,13 @@ and more where it straddles shards. Of each `.tar.idx` only the offsets at block
 source, which fetches blocks, and by the reader, which names a bad sample's shard.
 """
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.config import UserError
+from pipeline.data.retry import patiently
 from pipeline.data.shards import Manifest, index_name, read_index
 
 
@@ -32,6 +34,7 @@ class BlockIndex:
         self._block_samples = block_samples
         self._first = np.concatenate([[0], np.cumsum([s.num_samples for s in manifest.shards], dtype=np.int64)])
         self._offsets: dict[int, np.ndarray] = {}
+        self._locks = [Lock() for _ in manifest.shards]
 
     def locate(self, sample_id: int) -> tuple[str, int]:
         """(shard name, place inside the shard) of a sample."""
@@ -69,8 +72,9 @@ class BlockIndex:
 
     def _boundary(self, shard: int, sample_id: int) -> int:
         """Byte offset in `shard` at which `sample_id` starts, or the shard's samples end."""
-        if shard not in self._offsets:
-            self._offsets[shard] = self._read_boundaries(shard)
+        with self._locks[shard]:  # one read, however many threads ask
+            if shard not in self._offsets:
+                self._offsets[shard] = self._read_boundaries(shard)
         begin, end = int(self._first[shard]), int(self._first[shard + 1])
         offsets = self._offsets[shard]
         if sample_id == begin:
@@ -82,7 +86,7 @@ class BlockIndex:
     def _read_boundaries(self, shard: int) -> np.ndarray:
         """Of one `.tar.idx`: the first offset, those at block boundaries strictly inside the shard, and the end."""
         record = self._shards[shard]
-        offsets = read_index(storage.join(self._url, index_name(record.name)))
+        offsets = patiently(lambda: read_index(storage.join(self._url, index_name(record.name))))
         if len(offsets) != record.num_samples + 1:
             raise UserError(
                 f"{record.name}: its index has {len(offsets) - 1} samples, the manifest {record.num_samples};"

@@ -41,6 +41,7 @@ class PictureDecoder:
     """
 
     def __init__(self, size: int, draws: Draws | None, random_crop: bool, random_flip: bool) -> None:
+        cv2.setNumThreads(1)  # decoding has its own threads
         self._size = size
         self._draws = draws
         self._random_crop = random_crop

@@ -5,8 +5,6 @@ substitute for them would make the stream depend on the weather. Bytes that arri
 the block counts as damaged, and the reader replaces its samples. Called by the reader.
 """
 import os
-import random
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,11 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.index import BlockIndex, ByteRange
+from pipeline.data.retry import patiently
 from pipeline.data.tar import TarError, TarSample, parse_samples
-
-NUM_ATTEMPTS = 8
-FIRST_PAUSE_SECONDS = 0.2
-"""Doubled after each failure: eight attempts ride out about 20 seconds of trouble."""
 
 
 class BlockSource:
@@ -83,7 +78,7 @@ def read_range(url: str, piece: ByteRange) -> bytes:
 
     Raises:
         UserError: the tar is gone, or shorter than its index says.
-        OSError: the store failed in all `NUM_ATTEMPTS` attempts.
+        OSError: the store failed again and again (or what its client raises then).
     """
     try:
         data = _read_local(url, piece) if storage.is_local(url) else _read_remote(url, piece)
@@ -105,18 +100,13 @@ def _read_local(url: str, piece: ByteRange) -> bytes:
 
 
 def _read_remote(url: str, piece: ByteRange) -> bytes:
-    """One ranged GET, tried again after a pause that doubles, with jitter so that ranks do not return together."""
+    """One ranged GET, tried again when it fails or falls short."""
     fs, path = storage.filesystem(url)
-    for attempt in range(NUM_ATTEMPTS):
-        try:
-            data = bytes(fs.cat_file(path, start=piece.start, end=piece.stop))
-            if len(data) == piece.stop - piece.start:
-                return data
+
+    def get() -> bytes:
+        data = bytes(fs.cat_file(path, start=piece.start, end=piece.stop))
+        if len(data) != piece.stop - piece.start:
             raise OSError(f"{url}: {len(data)} bytes instead of {piece.stop - piece.start}")
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception:  # each client library has its own kinds; the last one goes on to the caller
-            if attempt == NUM_ATTEMPTS - 1:
-                raise
-            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
-    raise AssertionError("unreachable: the last attempt returns or raises")
+        return data
+
+    return patiently(get)

@@ -23,7 +23,7 @@ PROMPTS = (
     "a small white square at the top on a purple background",
     "a large orange star at the right on a blue background",
     "a small black circle at the bottom on a green background",
-    "a large purple square at the left on an orange background",
+    "a large purple square at the left on a orange background",
     "a small yellow triangle at the center on a red background",
 )
 PACKAGES = ("torch", "deepspeed", "webdataset", "accelerate", "open_clip_torch", "s3fs", "mlflow", "einops")

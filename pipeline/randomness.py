@@ -11,9 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Purpose(StrEnum):
@@ -60,8 +63,10 @@ class Draws:
 
     def normal(
         self, purpose: Purpose, epochs: Sequence[int], sample_ids: Sequence[int], shape: Sequence[int]
-    ) -> torch.Tensor:
+    ) -> "torch.Tensor":
         """Standard normal float32 on the CPU, [B, *shape], by Box and Muller (1958) in float64."""
+        import torch  # here alone: drawing pictures and planning orders need no torch, and start a second sooner
+
         count = math.prod(shape)
         half = (count + 1) // 2
         u = self.uniform(purpose, epochs, sample_ids, 2 * half)  # [B, 2 * half]

@@ -58,12 +58,13 @@ class Axis:
         return round_ticks(self.low, self.high)
 
 
-def draw(points: Sequence[Point], marks: Sequence[float] = ()) -> str:
+def draw(points: Sequence[Point], marks: Sequence[float] = (), may_be_logarithmic: bool = True) -> str:
     """One curve as an `<svg>` element.
 
     Args:
         points: (samples seen, value) in order; values may be nan or inf.
         marks: places of restarts, drawn as dashed lines.
+        may_be_logarithmic: a logarithmic axis for values that span decades; false for shares, whose zero means zero.
     """
     finite = [(x, y if abs(y) > LEAST else 0.0) for x, y in points if abs(y) < GREATEST]
     strange = [x for x, y in points if not abs(y) < GREATEST]
@@ -71,7 +72,7 @@ def draw(points: Sequence[Point], marks: Sequence[float] = ()) -> str:
     body = [_line(x_axis.at(x), TOP, x_axis.at(x), HEIGHT - BOTTOM, "restart") for x in marks if x <= x_axis.high]
     if finite:
         buckets = thin(finite)
-        y_axis = _value_axis(buckets)
+        y_axis = _value_axis(buckets, may_be_logarithmic)
         body = _grid(x_axis, y_axis) + body + _curve(buckets, x_axis, y_axis)
     body += [_line(x_axis.at(x), HEIGHT - BOTTOM - 8, x_axis.at(x), HEIGHT - BOTTOM, "strange") for x in strange]
     return f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">{"".join(body)}</svg>'
@@ -110,9 +111,9 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _value_axis(buckets: Sequence[Bucket]) -> Axis:
+def _value_axis(buckets: Sequence[Bucket], may_be_logarithmic: bool) -> Axis:
     low, high = min(b.low for b in buckets), max(b.high for b in buckets)
-    if low > 0 and max(b.mean for b in buckets) / min(b.mean for b in buckets) > LOG_RATIO:
+    if may_be_logarithmic and low > 0 and max(b.mean for b in buckets) / min(b.mean for b in buckets) > LOG_RATIO:
         return Axis(low, high, HEIGHT - BOTTOM, TOP, logarithmic=True)
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return Axis(low - margin, high + margin, HEIGHT - BOTTOM, TOP)

@@ -23,7 +23,7 @@ from pipeline.tracking.journal import Event, read_all_events, read_events
 from pipeline.tracking.redact import redact
 
 MAX_PICTURES = 8
-PICTURE_WIDTH = 900
+PICTURE_WIDTH, SMALL_SIDE = 900, 640
 GROUPS = (
     ("Validation", ("validation",)),
     ("Losses", ("loss",)),
@@ -55,6 +55,10 @@ class Picture:
     """Series and place."""
     uri: str
     """The picture itself as a data URI."""
+    width: int
+    """Width on the page in pixels: a whole multiple of a small picture's own, so that its pixels stay squares."""
+    is_magnified: bool
+    """Whether that is more than its own."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,9 @@ def write_report(run_dir: Path | str) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text())
     attempts = _attempts(run.path)
+    lineage = redact(json.loads(run.lineage.read_text())) if run.lineage.is_file() else {}
     text = template.render(
-        name=run.path.absolute().name,
+        name=lineage.get("run") or run.path.absolute().name,
         written=_moment(max(event.time_ms for event in events)),
         status=attempts[-1].end or "running, or killed",
         samples_seen=max(event.samples_seen for event in events),
@@ -102,7 +107,7 @@ def write_report(run_dir: Path | str) -> Path:
         groups=_groups(events, [attempt.resumed_at for attempt in attempts[1:]]),
         pictures=_pictures(run.path, events),
         evaluation=_evaluation(run.path),
-        lineage=redact(json.loads(run.lineage.read_text())) if run.lineage.is_file() else {},
+        lineage=lineage,
         config=_config(run),
     )
     write_bytes(run.report, text.encode())
@@ -120,7 +125,8 @@ def _groups(events: list[Event], restarts: list[int]) -> list[tuple[str, list[Cu
     for name, points in series.items():
         title = next(title for title, words in GROUPS if any(word in name for word in words))
         values = [y for _, y in points]
-        groups[title].append(Curve(name, values[-1], (min(values), max(values)), draw(points, restarts)))
+        svg = draw(points, restarts, may_be_logarithmic="share" not in name)
+        groups[title].append(Curve(name, values[-1], (min(values), max(values)), svg))
     return [(title, curves) for title, curves in groups.items() if curves]
 
 
@@ -129,12 +135,10 @@ def _pictures(folder: Path, events: list[Event]) -> list[Picture]:
     shown = [e for e in events if e.kind == "picture" and (folder / e.body["path"]).is_file()]
     count = min(MAX_PICTURES, len(shown))
     chosen = [shown[round(i * (len(shown) - 1) / max(count - 1, 1))] for i in range(count)] if count > 1 else shown
-    return [
-        Picture(f"{e.body['name']}, {e.samples_seen:,} samples", _data_uri(folder / e.body["path"])) for e in chosen
-    ]
+    return [_picture(f"{e.body['name']}, {e.samples_seen:,} samples", folder / e.body["path"]) for e in chosen]
 
 
-def _data_uri(path: Path) -> str:
+def _picture(caption: str, path: Path) -> Picture:
     """A picture file as it is, or scaled down to the page's width."""
     from PIL import Image
 
@@ -145,7 +149,9 @@ def _data_uri(path: Path) -> str:
         height = round(picture.height * PICTURE_WIDTH / picture.width)
         picture = picture.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
     picture.save(out, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    uri = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    factor = max(1, SMALL_SIDE // max(picture.size))
+    return Picture(caption, uri, picture.width * factor, factor > 1)
 
 
 def _attempts(folder: Path) -> list[Attempt]:

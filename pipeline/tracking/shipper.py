@@ -7,6 +7,7 @@ has ended. The server may be away for as long as it likes; the next call sends w
 import argparse
 import contextlib
 import fcntl
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -104,7 +105,9 @@ def _find_or_create(client: "MlflowClient", folder: Path, events: list[Event]) -
     if found:
         return str(found[0].info.run_id)
     tags = {UID_TAG: start.body["uid"], "tessera.host": start.body["host"]}
-    return str(client.create_run(experiment, start.time_ms, tags, folder.absolute().name).info.run_id)
+    lineage = folder / "lineage.json"
+    name = json.loads(lineage.read_text())["run"] if lineage.is_file() else folder.absolute().name
+    return str(client.create_run(experiment, start.time_ms, tags, name).info.run_id)
 
 
 @contextlib.contextmanager

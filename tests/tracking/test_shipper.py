@@ -48,7 +48,7 @@ def test_a_whole_run(client: "MlflowClient", tmp_path: Path) -> None:
     run = tmp_path / "runs" / "toy"
     journal = start(run)
     (run / "config.yaml").write_text("data:\n  train: s3://me:hunter2@store/train\n")
-    lineage = {"data_url": "s3://me:hunter2@store/train", "data_digest": "ab" * 32}
+    lineage = {"run": "shapes/toy", "data_url": "s3://me:hunter2@store/train", "data_digest": "ab" * 32}
     (run / "lineage.json").write_text(json.dumps(lineage))
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(run / "p.png")
     train(journal, 1, 3)
@@ -57,7 +57,7 @@ def test_a_whole_run(client: "MlflowClient", tmp_path: Path) -> None:
     assert ship(run)
     assert ship(run)
     shipped = the_run(client)
-    assert shipped.info.status == "FINISHED" and shipped.info.run_name == "toy"
+    assert shipped.info.status == "FINISHED" and shipped.info.run_name == "shapes/toy"
     assert shipped.data.params == {"optim.learning_rate": "0.1", "data.train": "s3://[redacted]@store/train"}
     assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0}
     names = [item.path for item in client.list_artifacts(shipped.info.run_id)]

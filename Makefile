@@ -28,6 +28,10 @@ test: $(STAMP)  ## the tests, in about three minutes; what this machine lacks is
 test-slow: $(STAMP)  ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -rs -m slow
 
+bench: $(STAMP)  ## races against peers, which are installed first
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@$(BIN)/python -m benchmarks
+
 lint: $(STAMP)  ## ruff and mypy over the whole tree
 	@$(BIN)/ruff check . && $(BIN)/mypy
 

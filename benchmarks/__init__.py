@@ -1,0 +1,1 @@
+"""Races against peers: both sides in one session, interleaved, medians and their ratio. `make bench` runs all."""

@@ -1,0 +1,26 @@
+"""Run every race: `python -m benchmarks`, or `make bench`."""
+
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks import codebook, data
+
+PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch")
+
+
+def main() -> None:
+    """Versions, then one block for each race."""
+    print(f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES), sep=", ", end="; ")
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for result in [*data.races(data.make_shards(Path(folder))), *codebook.races()]:
+            print(f"\n{result}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,8 +28,6 @@ class BlockSource:
         self._capacity = capacity
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fetch")
         self._blocks: OrderedDict[int, Future[list[TarSample] | TarError]] = OrderedDict()
-        self.num_bytes = 0
-        """Bytes fetched so far."""
 
     def prefetch(self, blocks: Iterable[int]) -> None:
         """Begin to fetch what is not there yet; over capacity, the blocks used longest ago are forgotten."""
@@ -61,7 +59,6 @@ class BlockSource:
         samples: list[TarSample] = []
         for piece in self._index.ranges(block):
             data = read_range(storage.join(self._url, piece.shard), piece)
-            self.num_bytes += len(data)
             try:
                 found = parse_samples(data)
             except TarError as error:

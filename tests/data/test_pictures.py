@@ -4,7 +4,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -94,6 +94,19 @@ def test_cut_off_files_are_refused(format, share):
 def test_what_is_no_picture_is_refused(data):
     with pytest.raises(DecodeError):
         decode_image(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), st.data())
+def test_damaged_bytes_give_pixels_or_a_decode_error(format, data):
+    broken = bytearray(encoded(RGB, format))
+    for place in data.draw(st.lists(st.integers(0, len(broken) - 1), min_size=1, max_size=8)):
+        broken[place] = data.draw(st.integers(0, 255))
+    try:
+        image = decode_image(bytes(broken))
+    except DecodeError:
+        return
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF"])

@@ -108,3 +108,13 @@ def test_damage_is_named():
     with pytest.raises(TarError, match="twice"):
         one = data[: int(sample_offsets(data)[1])]
         parse_samples(one + one)
+
+
+def test_webdataset_reads_what_we_write(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with (tmp_path / "00000.tar").open("wb") as file:
+        write_samples(file, SAMPLES)
+    theirs = webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False)
+    assert [(s["__key__"], s["jpg"], s["txt"]) for s in theirs] == [
+        (s.key, s.members["jpg"], s.members["txt"]) for s in SAMPLES
+    ]

@@ -1,0 +1,57 @@
+"""The same command resumes: a run killed by SIGKILL gives, number for number, what an undisturbed one gives."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT, drawn_shards, kill_after_step, losses, run, start
+
+EVERY_STEP = ("trainer.log_every_steps=1", "trainer.checkpoint_every_samples=64", "trainer.validate_every_samples=96")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a little dataset and a finished first stage, `undisturbed-autoencoder`."""
+    folder = tmp_path_factory.mktemp("resume")
+    drawn_shards(folder, 90)
+    drawn_shards(folder, 10, "held-out")
+    run(folder, *train("autoencoder", "undisturbed-autoencoder"))
+    return folder
+
+
+def train(kind: str, name: str) -> list[str]:
+    """The words of a small training of 12 steps that crosses two epochs, saving every fourth step."""
+    words = ["pipeline", "train", str(ROOT / "configs" / kind / "debug.yaml"), f"run={name}", "data.train=train"]
+    words += ["data.validation=held-out", "trainer.total_samples=192", *EVERY_STEP]
+    return words + (["autoencoder=undisturbed-autoencoder"] if kind == "diffusion" else [])
+
+
+@pytest.mark.parametrize(("kind", "kill_at"), [("autoencoder", 6), ("diffusion", 9)])
+def test_a_killed_run_goes_on_to_the_same_numbers(place: Path, kind: str, kill_at: int) -> None:
+    quiet, killed = place / f"undisturbed-{kind}", place / f"killed-{kind}"
+    if kind == "diffusion":
+        run(place, *train(kind, quiet.name))
+    process = start(place, *train(kind, killed.name))
+    kill_after_step(process, killed, kill_at)
+    assert max(losses(killed)) < 12, "killed in the middle"
+
+    run(place, *train(kind, killed.name))
+
+    expected, found = losses(quiet), losses(killed)
+    assert sorted(expected) == list(range(1, 13))
+    assert found == expected  # floats, bit for bit, losses and gradient norms and validation figures alike
+    assert "already trained" in run(place, *train(kind, killed.name))
+
+
+def test_sigterm_saves_at_the_step_and_the_next_start_goes_on(place: Path) -> None:
+    name = "stopped-autoencoder"
+    words = [*train("autoencoder", name), "trainer.total_samples=64000", "optim.decay=constant"]
+    process = start(place, *words)
+    while len(losses(place / name)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output  # stopped is not done
+    last = max(losses(place / name))
+    run(place, *words, f"trainer.total_samples={16 * (last + 2)}")
+    assert sorted(losses(place / name)) == list(range(1, last + 3))

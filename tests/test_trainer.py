@@ -43,7 +43,7 @@ class ToyStage:
         assert samples_seen == 4 * step and total_samples == 40
         assert batch.images is not None
         x = batch.images + 0.1 * torch.randn(batch.images.shape)
-        loss = (self.engine(x)[0] - x).abs().mean()
+        loss = (self.engine(x).image - x).abs().mean()
         self.engine.backward(loss)
         norm = self.engine.step(1e-2)
         self.ema.update()
@@ -51,7 +51,7 @@ class ToyStage:
 
     def validate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
         with self.ema.applied(), torch.no_grad():
-            values = [float(self.engine(batch.images)[0].mean()) for batch in batches]
+            values = [float(self.engine(batch.images).image.mean()) for batch in batches]
         return {"validation_mean": sum(values) / len(values)}
 
     def preview(self) -> np.ndarray:

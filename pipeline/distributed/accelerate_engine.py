@@ -2,6 +2,7 @@
 
 Built by `engine.build_engine`.
 """
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.distributed import replica
 from pipeline.distributed.contract import EngineConfig, autocast, is_training
 from pipeline.distributed.fragments import Fragment, Reader, buffer_fragments, restore_buffers
-from pipeline.distributed.process import Process
+from pipeline.distributed.process import Process, when_leaving
 from pipeline.optim import OptimConfig, build_optimizer
 
 
@@ -22,6 +23,7 @@ class AccelerateEngine:
         self, config: EngineConfig, name: str, module: nn.Module, optim: OptimConfig, process: Process
     ) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
 
         self.config, self.name, self.device, self.process = config, name, process.device, process
         self.module = module
@@ -29,8 +31,11 @@ class AccelerateEngine:
         self.adam = build_optimizer(optim, module)
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(cpu=process.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        when_leaving(AcceleratorState._reset_state)
         assert self.accelerator.num_processes == process.world_size
-        self.wrapped: nn.Module = self.accelerator.prepare_model(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # accelerate knows only the old name of broadcast_buffers
+            self.wrapped: nn.Module = self.accelerator.prepare_model(module)
         self.pieces = replica.replica_pieces(module, self.adam, process.rank, process.world_size)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -44,7 +44,10 @@ class Engine(Protocol):
     """What this rank holds of the trainable parameters; the same list for the life of the engine."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The training forward. With a frozen module, or without grad, it is the module's own forward."""
+        """The training forward. With a frozen module, or without grad, it is the module's own forward.
+
+        The tensors of the output are in (named) tuples, lists or dicts: ZeRO 3 looks for them nowhere else.
+        """
         ...
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.distributed import replica, zero
 from pipeline.distributed.contract import EngineConfig, autocast, finite_norm
 from pipeline.distributed.fragments import Fragment, Piece, Reader, buffer_fragments, restore_buffers
-from pipeline.distributed.process import Process
+from pipeline.distributed.process import Process, when_leaving
 from pipeline.optim import OptimConfig, build_optimizer
 
 
@@ -126,9 +126,12 @@ def import_deepspeed(process: Process) -> Any:
     if process.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(process.world_size)))
+    # It calls torch's collectives by their old names, one warning for each and rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
         from deepspeed import ops
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    when_leaving(deepspeed.comm.destroy_process_group)
     return deepspeed

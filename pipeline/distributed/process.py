@@ -3,14 +3,18 @@
 Under torchrun or Slurm the rendezvous comes from the environment; without it the process is a world of one, which
 needs no port. Every other room asks here and never `torch.distributed`, so each works in a plain process as well.
 """
+import itertools
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from types import FrameType
 from typing import Generic, TypeVar, cast
 
@@ -27,6 +31,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_LEAVING: list[Callable[[], None]] = []
+_STARTS = itertools.count()
 
 
 class RankError(Exception):
@@ -76,18 +83,28 @@ def start(config: ProcessConfig | None = None) -> Process:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.timeout_seconds)
-        if world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        else:
-            _require_rendezvous(world_size)
-            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        _stay_on_this_machine(world_size)
+        store = dist.PrefixStore(f"start-{next(_STARTS)}", _rendezvous(rank, world_size, timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return Process(rank, local_rank, world_size, device)
 
 
 def finish() -> None:
-    """Leave the process group; harmless when there is none."""
+    """Leave the process group; harmless when there is none. `start` may be called again afterwards."""
+    if world_size() > 1:
+        # Gloo's threads need the GIL to let go of the last collective's tensors. The group's destructor holds it while
+        # it waits for those threads: without this pause one of some dozens of runs never ended.
+        time.sleep(0.2)
+    while _LEAVING:
+        _LEAVING.pop()()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def when_leaving(work: Callable[[], None]) -> None:
+    """Run `work` in `finish`: for libraries that keep groups of their own, and would meet dead ones after a restart."""
+    if work not in _LEAVING:
+        _LEAVING.append(work)
 
 
 def world_size() -> int:
@@ -230,11 +247,24 @@ def _environment(name: str, default: int) -> int:
     return int(text)
 
 
-def _require_rendezvous(world_size: int) -> None:
+@cache
+def _rendezvous(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """Where the ranks meet. Kept for the life of the process: a second `start` could else meet the end of the first."""
+    if world_size == 1:
+        return dist.HashStore()
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         names = ", ".join(missing)
         raise UserError(f"WORLD_SIZE={world_size} but {names} not set: start with torchrun, or unset WORLD_SIZE")
+    store: dist.Store = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))[0]
+    return store
+
+
+def _stay_on_this_machine(world_size: int) -> None:
+    """Let gloo talk over the loopback when no rank is elsewhere: it works also where the host name does not resolve."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback and _environment("LOCAL_WORLD_SIZE", 1) == world_size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,4 +1,6 @@
 """Small models and plain-torch references that the tests of engines, averages and checkpoints share."""
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,8 +24,15 @@ VARIANTS = {
 }
 
 
+class Output(NamedTuple):
+    """Named, as the models of the stages return it."""
+
+    image: Tensor
+    hidden: Tensor
+
+
 class Net(nn.Module):
-    """Two convolutions with odd sizes (so that partitions cut weights), a buffer that moves, a frozen weight."""
+    """Odd sizes (so that partitions cut weights), weights of its own, a buffer that moves, a frozen weight."""
 
     def __init__(self, seed: int = 0, outputs: int = 3) -> None:
         super().__init__()
@@ -32,16 +41,17 @@ class Net(nn.Module):
         self.norm = nn.GroupNorm(1, 7)
         self.last = nn.Conv2d(7, outputs, 3, padding=1)
         self.frozen = nn.Parameter(torch.randn(7, 1, 1), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(7, 1, 1))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def hidden(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.first(x)) + self.frozen)
+        return F.silu(self.scale * self.norm(self.first(x)) + self.frozen)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Output:
         if self.training:
             self.calls += 1
         h = self.hidden(x)
-        return self.last(h), h
+        return Output(self.last(h), h)
 
 
 def make_engine(variant: str, process: Process, seed: int = 0, name: str = "net") -> Engine:
@@ -60,7 +70,7 @@ def train_engine(engine: Engine, steps: range, process: Process) -> list[float]:
     for step in steps:
         x = images(step, process.rank)
         with engine.autocast():
-            y, _ = engine(x)
+            y = engine(x).image
         engine.backward((y.float() - x).abs().mean())
         norms.append(engine.step(1e-2 / (1 + step)))
     return norms
@@ -91,7 +101,7 @@ def train_plain(plain: Plain, steps: range, rank: int) -> list[float]:
     norms = []
     for step in steps:
         x = images(step, rank)
-        y, _ = plain.module(x)
+        y = plain.module(x).image
         (y - x).abs().mean().backward()
         norms.append(plain.apply(1e-2 / (1 + step)))
     return norms

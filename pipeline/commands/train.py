@@ -6,6 +6,7 @@ Example:
 """
 
 import argparse
+import os
 
 from pipeline.command_line import EXIT_DONE, EXIT_FAILED
 
@@ -20,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, build, fit, close."""
     from pipeline.config import dump_config
+    from pipeline.distributed.process import STOP_FILE
     from pipeline.experiment import is_finished, load_experiment, train
 
     config = load_experiment(args.config, args.overrides)
@@ -29,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
     if is_finished(config):
         print(f"{config.run}: already trained on {config.trainer.total_samples} samples")
         return EXIT_DONE
-    finished = train(config)
+    # A stop that a launcher asked for is no failure: srun and torchrun would end the ranks that still save.
+    finished = train(config) or STOP_FILE in os.environ
     return EXIT_DONE if finished else EXIT_FAILED

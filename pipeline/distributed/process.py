@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Generic, TypeVar, cast
 
@@ -27,6 +28,10 @@ from pipeline.config import Config, UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What a scheduler, a terminal and Slurm's `--signal=USR1@...` send when a run should save and leave."""
+
+STOP_FILE = "TESSERA_STOP_FILE"
+"""Environment variable that names a file; when a launcher makes that file, the run saves and leaves. For what no signal
+reaches: torchrun dies of SIGUSR1 and leaves its ranks behind."""
 
 log = logging.getLogger(__name__)
 
@@ -183,12 +188,22 @@ def any_rank(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag))))
 
 
-@dataclass
 class StopRequest:
     """Whether this rank was asked to stop. Ranks hear of it at different moments: agree before acting on it."""
 
-    requested: bool = False
-    """Set by a signal, or by whoever wants the run to end at the next step boundary."""
+    def __init__(self) -> None:
+        self._signalled = False
+        name = os.environ.get(STOP_FILE) if _environment("RANK", 0) == 0 else None  # one rank asks the shared storage
+        self._file = Path(name) if name else None
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal came, or once the launcher's file is there."""
+        return self._signalled or (self._file is not None and self._file.exists())
+
+    def note_signal(self) -> None:
+        """What a signal handler does: no more than this."""
+        self._signalled = True
 
 
 @contextmanager
@@ -199,7 +214,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop.requested = True
+        stop.note_signal()
 
     if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
         yield stop

@@ -38,10 +38,11 @@ class PerceptualDistance(nn.Module):
         """Distance of each pair: reconstructions and pictures [B, 3, H, W], pictures in [-1, 1], to float32 [B]."""
         assert images.detach().abs().max() <= 1 + RANGE_TOLERANCE, "LPIPS takes pictures in [-1, 1]"
         features = [self.model.net(self.model.scaling_layer(x)) for x in (restored, images)]
-        distance = torch.zeros(len(images), device=images.device)
-        for linear, a, b in zip(self.model.lins, *features, strict=True):
-            squared = (_unit(a.float()) - _unit(b.float())).square()  # [B, C, h, w]
-            distance = distance + linear(squared).float().mean(dim=(1, 2, 3))
+        with torch.autocast(images.device.type, enabled=False):  # low precision is for the convolutions only
+            distance = torch.zeros(len(images), device=images.device)
+            for linear, a, b in zip(self.model.lins, *features, strict=True):
+                squared = (_unit(a.float()) - _unit(b.float())).square()  # [B, C, h, w]
+                distance = distance + linear(squared).mean(dim=(1, 2, 3))
         return distance  # [B]
 
 

@@ -5,6 +5,7 @@ reconstruction, the adaptive weight is computed from them, and exactly one engin
 the network (one pass, where the usual way takes three, and no autograd pass meets a partitioned weight).
 Implements the trainer's `Stage`; built by `pipeline.experiment`.
 """
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -30,6 +31,10 @@ from pipeline.optim import OptimConfig, learning_rate_at
 
 NUM_SHOWN = 8
 """Pictures of a preview."""
+COLLAPSED_SHARE = 0.1
+"""Share of the codes in use below which validation warns."""
+
+log = logging.getLogger(__name__)
 
 
 class AdversarialConfig(Config):
@@ -130,15 +135,17 @@ class AutoencoderStage:
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Gradient of all picture losses at the reconstruction [B, 3, H, W], and the losses by name."""
         leaf = result.images.detach().requires_grad_()
-        terms = self.reconstruction(leaf, images)
+        with self.generator.autocast():
+            terms = self.reconstruction(leaf, images)
         (direction,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaf)
         metrics: dict[str, Tensor | float] = {name: term.detach() for name, term in terms.items()}
         if self._in_game(step):
             assert self.config.adversarial is not None
             loss, by_game = self._game_gradient(leaf)
             weight = adaptive_weight(result.last_hidden, self.last_conv, direction, by_game, all_reduce_mean)
-            direction = direction + self.config.adversarial.weight * weight * by_game
-            metrics |= {"generator_loss": loss, "adaptive_weight": weight}
+            scale = self.config.adversarial.weight * weight
+            direction = direction + scale * by_game
+            metrics |= {"generator_loss": scale * loss, "adaptive_weight": weight}
         return direction, metrics
 
     def _game_gradient(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +172,11 @@ class AutoencoderStage:
         self.model.latent_mean.copy_(mean)
         self.model.latent_std.copy_(std)
         values = pictures.compute() | codebook.compute()
+        if values["codebook_usage"] < COLLAPSED_SHARE:
+            log.warning(
+                "the codebook has collapsed: %.1f %% of the codes in use; take fewer codes, cosine: true or kind: ema",
+                100 * values["codebook_usage"],
+            )
         return {f"validation_{name}": value for name, value in values.items()}
 
     def preview(self) -> np.ndarray:

@@ -68,6 +68,14 @@ def test_equals_the_package_s_own_distance(distance: PerceptualDistance) -> None
     assert torch.equal(distance(a, a), torch.zeros(2))
 
 
+def test_low_precision_is_close_and_comes_back_in_float32(distance: PerceptualDistance) -> None:
+    exact = distance(*pictures())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = distance(*pictures())
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, rtol=0.05)
+
+
 def test_stays_in_eval_mode_and_frozen_inside_a_training_parent(distance: PerceptualDistance) -> None:
     parent = torch.nn.Sequential(distance).train()
     assert not any(module.training for module in parent[0].modules())

@@ -11,7 +11,7 @@ COMMANDS = {
     "index": "index WebDataset tars of foreign origin, so that they can be trained on",
     "validate": "check every byte, picture and caption of a dataset",
     "report": "one HTML page about a dataset: counts, failures, sizes, words, pictures",
-    "precompute": "encode pictures and captions once: latents and text states in shards",
+    "precompute": "encode pictures once: latents in shards, stamped with their autoencoder",
 }
 
 

@@ -24,8 +24,11 @@ import yaml
 from pipeline import storage
 from pipeline.config import Config, UserError, config_differences, dump_config
 
-FREE_TO_CHANGE = ("run", "trainer", "engine", "tracking", "optim")
-"""Groups that may differ when a run goes on: the topology, the length, the cadences and the learning rate."""
+FREE_TO_CHANGE = (
+    *("run", "trainer", "engine", "process", "tracking", "optim", "data.num_fetch_threads", "data.num_decode_threads"),
+    *("data.prefetch_batches", "data.fetch_ahead_batches", "data.max_bad_fraction"),
+)
+"""What may differ when a run goes on: topology, length, cadences, learning rate, and how (not which) data is read."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def changes_since_start(run: RunFolder, config: Config) -> list[str]:
         UserError: the folder holds a run whose data, model or seed differ: named with both values.
     """
     changes = config_differences(yaml.safe_load(run.config.read_text()), config.model_dump(mode="json"))
-    fixed = [line for line in changes if line.partition(":")[0].partition(".")[0] not in FREE_TO_CHANGE]
+    free = tuple(f"{name}." for name in FREE_TO_CHANGE)
+    fixed = [line for line in changes if not f"{line.partition(':')[0]}.".startswith(free)]
     if fixed:
         raise UserError(f"{run.path} holds another run ({'; '.join(fixed)}): undo the change, or name another run=")
     return changes

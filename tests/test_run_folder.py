@@ -16,11 +16,17 @@ class Stage(Config):
     channels: int = 8
 
 
+class Data(Config):
+    num_lanes: int = 8
+    num_decode_threads: int = 2
+
+
 class Experiment(Config):
     run: str = "runs/a"
     seed: int = 0
     runner: str = "a setting whose name begins like a free one"
     stage: Stage = Stage()
+    data: Data = Data()
     trainer: Trainer = Trainer()
 
 
@@ -29,6 +35,14 @@ def test_the_same_config_goes_on_and_the_first_lineage_stays(tmp_path: Path) -> 
     assert claim(run, Experiment(), {"world_size": 1}, started=True) == []
     assert claim(run, Experiment(), {"world_size": 2}, started=True) == []
     assert '"world_size": 1' in run.lineage.read_text()
+
+
+def test_how_data_is_read_may_change_and_which_is_read_may_not(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    claim(run, Experiment(), {}, started=True)
+    assert claim(run, Experiment(data=Data(num_decode_threads=4)), {}, started=True)
+    with pytest.raises(UserError, match=r"data\.num_lanes: 8 -> 9"):
+        claim(run, Experiment(data=Data(num_lanes=9)), {}, started=True)
 
 
 def test_length_and_topology_may_change_and_the_change_is_told(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class Version:
     """Digests, lineage, evaluation."""
     source: str
     """Address of its files."""
+    run_id: str
+    """The MLflow run that holds them."""
     created_ms: int
     """When it was registered, milliseconds since 1970."""
 
@@ -198,6 +200,7 @@ class Registry:
             first = self.with_digest(package.digest, name)
             if first is not None and first.number != number:  # somebody registered it at the same time
                 self.client.delete_model_version(name, str(number))
+                self.client.delete_run(run.info.run_id)
                 return first
             self.client.set_registered_model_alias(name, CANDIDATE, str(number))
         return self.find(f"{name}/{number}")
@@ -205,9 +208,9 @@ class Registry:
     def append(self, log: str, version: Version, tags: dict[str, str]) -> None:
         """Add an entry about `version` to a log, under the next number that the server gives out."""
         with answering(self.uri):
-            self._add_row(log, version.source, None, tags)
+            self._add_row(log, version.source, version.run_id, tags)
 
-    def _add_row(self, name: str, source: str, run_id: str | None, tags: dict[str, str]) -> int:
+    def _add_row(self, name: str, source: str, run_id: str, tags: dict[str, str]) -> int:
         """A new version row of the model `name`, which is created if need be; its number."""
         from mlflow.exceptions import MlflowException
 
@@ -235,8 +238,7 @@ class Registry:
         if len(text) > TAG_CHARACTERS:
             raise UserError(f"{package.folder / EVALUATION}: more than {TAG_CHARACTERS} characters of figures")
         with answering(self.uri):
-            run_id = self.client.get_model_version(version.name, str(version.number)).run_id
-            self.client.log_artifact(run_id, str(package.folder / EVALUATION), "package")
+            self.client.log_artifact(version.run_id, str(package.folder / EVALUATION), "package")
             self.client.set_model_version_tag(version.name, str(version.number), EVALUATION_TAG, text)
             for metric, value in evaluation["metrics"].items():
                 self.client.set_model_version_tag(version.name, str(version.number), f"metric.{metric}", repr(value))
@@ -273,4 +275,5 @@ def _tags(package: Package) -> dict[str, str]:
 def _version(found: "ModelVersion", aliases: dict[str, int]) -> Version:
     number = int(found.version)
     mine = tuple(sorted(alias for alias, target in aliases.items() if target == number))
-    return Version(found.name, number, mine, dict(found.tags), found.source or "", found.creation_timestamp)
+    source, run_id = found.source or "", found.run_id or ""
+    return Version(found.name, number, mine, dict(found.tags), source, run_id, found.creation_timestamp)

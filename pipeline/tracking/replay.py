@@ -3,9 +3,9 @@
 Each of them may be repeated after a crash without a second trace: MLflow drops a metric that it has, params of the
 same value are accepted, pictures are compared with the server's list. Called by the shipper, and by nobody else.
 """
+import contextlib
 import json
 import socket
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import psutil
 import yaml
 
 from pipeline.config import config_differences
-from pipeline.storage import write_json
+from pipeline.storage import join, read_bytes, write_json
 from pipeline.tracking.journal import FOLDER, Event
 from pipeline.tracking.redact import redact, redact_text
 
@@ -77,34 +77,33 @@ def describe(client: "MlflowClient", run_id: str, folder: Path, events: list[Eve
     flat = [Param(k[:KEY_CHARACTERS], v[:PARAM_CHARACTERS]) for k, v in flatten(params).items()]
     for start in range(0, len(flat), PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
-    with tempfile.TemporaryDirectory() as place:
-        for path in (folder / "config.yaml", folder / "lineage.json", *sorted(folder.glob("manifest*.json"))):
-            if path.is_file():
-                clean = Path(place) / path.name
-                clean.write_text(_redacted_document(path))
-                client.log_artifact(run_id, str(clean))
-    lineage_path = folder / "lineage.json"
-    if lineage_path.is_file():
-        _send_datasets(client, run_id, json.loads(lineage_path.read_text()))
-
-
-def _redacted_document(path: Path) -> str:
-    """A YAML or JSON file of the run folder without its secrets."""
-    tree = redact(yaml.safe_load(path.read_text()))
-    return json.dumps(tree, indent=2) if path.suffix == ".json" else yaml.safe_dump(tree, sort_keys=False, width=120)
+    for name in ("config.yaml", "lineage.json"):
+        if (folder / name).is_file():
+            tree = redact(yaml.safe_load((folder / name).read_text()))
+            text = json.dumps(tree, indent=2) if name.endswith("json") else yaml.safe_dump(tree, sort_keys=False)
+            client.log_text(run_id, text, name)
+    if (folder / "lineage.json").is_file():
+        _send_datasets(client, run_id, json.loads((folder / "lineage.json").read_text()))
 
 
 def _send_datasets(client: "MlflowClient", run_id: str, lineage: dict[str, Any]) -> None:
-    """The data of the run as MLflow dataset inputs."""
+    """The data of the run as MLflow dataset inputs, and its manifests where they can be read from here."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
     for context, prefix in (("training", "data"), ("validation", "validation")):
-        digest, url = lineage.get(f"{prefix}_digest"), redact_text(str(lineage.get(f"{prefix}_url")))
-        if digest:
-            name = url.rstrip("/").rpartition("/")[2] or context
-            dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "tessera-shards", json.dumps({"url": url}))
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        digest, url = lineage.get(f"{prefix}_digest"), lineage.get(f"{prefix}_url")
+        if not digest or not url:
+            continue
+        address = redact_text(url)
+        name = address.rstrip("/").rpartition("/")[2] or context
+        dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "tessera-shards", json.dumps({"url": address}))
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        # Gone, or not reachable from where it is shipped: each kind of storage has errors of its own, and the digest
+        # that matters is recorded already.
+        with contextlib.suppress(Exception):
+            text = redact_text(read_bytes(join(url, "manifest.json")).decode())
+            client.log_text(run_id, text, f"data/{context}-manifest.json")
     if inputs:
         client.log_inputs(run_id, inputs)
 

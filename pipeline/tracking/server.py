@@ -27,6 +27,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -76,7 +77,7 @@ def answering(uri: str | None = None) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        raise ServerError(f"{redact_text(tracking_uri(uri))}: {redact_text(one_line(error))}") from error
+        raise ServerError(f"{redact_text(tracking_uri(uri))}: {one_line(error)}") from error
 
 
 def experiment_id(client: "MlflowClient", name: str = EXPERIMENT) -> str:
@@ -96,8 +97,8 @@ def experiment_id(client: "MlflowClient", name: str = EXPERIMENT) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without the SQL, HTML or chain of wrapped errors that may follow."""
-    text = str(error).strip()
+    """What an error says, without secrets and without the SQL, HTML or chain of wrapped errors that may follow."""
+    text = redact_text(str(error).strip())
     if "Max retries exceeded" in text or "NewConnectionError" in text:
         return "no answer; is the server running, and the address right?"
     return text.splitlines()[0][:240] if text else type(error).__name__

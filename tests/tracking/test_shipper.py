@@ -48,7 +48,10 @@ def test_a_whole_run(client: "MlflowClient", tmp_path: Path) -> None:
     run = tmp_path / "runs" / "toy"
     journal = start(run)
     (run / "config.yaml").write_text("data:\n  train: s3://me:hunter2@store/train\n")
-    lineage = {"run": "shapes/toy", "data_url": "s3://me:hunter2@store/train", "data_digest": "ab" * 32}
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "manifest.json").write_text('{"fingerprint": "s3://me:hunter2@store"}')
+    lineage = {"run": "shapes/toy", "data_url": str(tmp_path / "shards"), "data_digest": "ab" * 32}
+    lineage |= {"validation_url": "memory://me:hunter2@nowhere/x", "validation_digest": "cd" * 32}
     (run / "lineage.json").write_text(json.dumps(lineage))
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(run / "p.png")
     train(journal, 1, 3)
@@ -61,12 +64,12 @@ def test_a_whole_run(client: "MlflowClient", tmp_path: Path) -> None:
     assert shipped.data.params == {"optim.learning_rate": "0.1", "data.train": "s3://[redacted]@store/train"}
     assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0}
     names = [item.path for item in client.list_artifacts(shipped.info.run_id)]
-    assert names == ["config.yaml", "images", "lineage.json"]
+    assert names == ["config.yaml", "data", "images", "lineage.json"]
     assert len(client.list_artifacts(shipped.info.run_id, "images")) == 2  # the picture and its thumbnail
-    (data,) = shipped.inputs.dataset_inputs
-    assert data.dataset.digest == ("ab" * 32)[:36]
-    stored = [path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()]
-    assert not any(b"hunter2" in content for content in stored if b"s3://me:" not in content)
+    assert sorted(i.dataset.digest for i in shipped.inputs.dataset_inputs) == [("ab" * 32)[:36], ("cd" * 32)[:36]]
+    assert [item.path for item in client.list_artifacts(shipped.info.run_id, "data")] == ["data/training-manifest.json"]
+    stored = [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and run not in path.parents]
+    assert len(stored) > 5 and not [path for path in stored if b"hunter2" in path.read_bytes()]
     assert shipped_run_id(run) == shipped.info.run_id
 
 

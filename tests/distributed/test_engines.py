@@ -12,6 +12,7 @@ from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.engine import EngineConfig, build_engine
 from pipeline.distributed.process import Process, finish, start
 from tests.distributed.toys import (
+    LOW_PRECISION,
     OPTIM,
     VARIANTS,
     Net,
@@ -37,6 +38,7 @@ def body(variants: list[str]) -> dict[str, dict[str, Any]]:
     process = start()
     leaked = set(glob.glob(LEAKS))
     results = {v: check_plain(v, process) | check_ema(v, process) | check_gan(v, process) for v in variants}
+    results["bf16"] = check_low_precision(process)
     assert set(glob.glob(LEAKS)) == leaked
     finish()
     again = {v: train_engine(make_engine(v, start()), STEPS, process) for v in ("accelerate", "zero2")}
@@ -64,6 +66,21 @@ def check_plain(variant: str, process: Process) -> dict[str, Any]:
         "steps": engine.scalars()["step"],
         "invalid": invalid,
         "after_invalid": distance({k: v for k, v in assemble(engine).items() if k in params}, params),
+    }
+
+
+def check_low_precision(process: Process) -> dict[str, Any]:
+    """bf16 products, fp32 weights: all engines alike, near fp32 but not equal to it."""
+    trained = {}
+    for variant in ["accelerate", *LOW_PRECISION]:
+        engine = make_engine(variant, process)
+        train_engine(engine, STEPS, process)
+        trained[variant] = assemble(engine)
+    reference = trained["accelerate_bf16"]
+    return {
+        "between": max(distance(trained[variant], reference) for variant in LOW_PRECISION),
+        "to_fp32": distance(trained["accelerate"], reference),
+        "fp32": all(t.dtype == torch.float32 for key, t in reference.items() if not key.startswith("buffer/")),
     }
 
 
@@ -190,6 +207,12 @@ def test_sharded_average_equals_gathered_average(two_ranks: dict[str, dict[str, 
     assert two_ranks[variant]["applied"] <= 1e-6
     assert two_ranks[variant]["moved"] > 1e-4
     assert two_ranks[variant]["swapped_back"] == 0.0
+
+
+def test_low_precision_is_the_same_in_all_engines(two_ranks: dict[str, dict[str, Any]]) -> None:
+    assert two_ranks["bf16"]["between"] <= 1e-6
+    assert 1e-6 < two_ranks["bf16"]["to_fp32"] < 0.1
+    assert two_ranks["bf16"]["fp32"]
 
 
 def test_parameters_must_be_fp32() -> None:

@@ -14,6 +14,11 @@ from pipeline.optim import OptimConfig, build_optimizer
 
 OPTIM = OptimConfig(learning_rate=3e-3, weight_decay=0.1)
 CLIP = 0.5
+LOW_PRECISION = {
+    "accelerate_bf16": EngineConfig(kind="accelerate", clip_norm=CLIP, precision="bf16"),
+    "zero2_bf16": EngineConfig(zero_stage=2, clip_norm=CLIP, precision="bf16"),
+    "zero3_bf16": EngineConfig(zero_stage=3, clip_norm=CLIP, precision="bf16", persistence_threshold=0),
+}
 VARIANTS = {
     "accelerate": EngineConfig(kind="accelerate", clip_norm=CLIP),
     "zero0": EngineConfig(zero_stage=0, clip_norm=CLIP),
@@ -58,7 +63,7 @@ def make_engine(variant: str, process: Process, seed: int = 0, name: str = "net"
     """Every rank but 0 starts from other weights: the engine has to make them equal."""
     module = Net(seed if process.rank == 0 else 100 + process.rank)
     module.frozen.data.copy_(Net(seed).frozen)
-    return build_engine(VARIANTS[variant], name, module, OPTIM, process)
+    return build_engine((VARIANTS | LOW_PRECISION)[variant], name, module, OPTIM, process)
 
 
 def images(step: int, rank: int, batch: int = 2) -> Tensor:

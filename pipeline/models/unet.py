@@ -49,6 +49,8 @@ class UNetConfig(Config):
     """Width of the text states (SD1: 768, SD2: 1024)."""
     linear_projections: bool = False
     """Linear layers instead of 1x1 convolutions into and out of the transformers (SD2)."""
+    position_code: bool = False
+    """Show the transformers a fixed sine code of each place; SD learns places from the borders, which takes long."""
     num_groups: int = Field(default=32, gt=0)
     """Groups of every group normalisation."""
     gradient_checkpointing: bool = False
@@ -164,6 +166,7 @@ def transformer(config: UNetConfig, width: int) -> SpatialTransformer:
         head_dim,
         depth=config.transformer_depth,
         linear_projections=config.linear_projections,
+        position_code=config.position_code,
         num_groups=config.num_groups,
     )
 

@@ -25,6 +25,13 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return F.pad(embedding, (0, dim % 2))
 
 
+def position_code(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Fixed sine code of the places of a map, float32 [height * width, dim]: half tells the row, half the column."""
+    rows = timestep_embedding(torch.arange(height, device=device), dim - dim // 2)  # [height, dim - dim // 2]
+    columns = timestep_embedding(torch.arange(width, device=device), dim // 2)  # [width, dim // 2]
+    return torch.cat([rows.repeat_interleave(width, dim=0), columns.repeat(height, 1)], dim=1)  # [N, dim]
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """The same module with all its parameters set to zero: its branch contributes nothing at the first step."""
     for parameter in module.parameters():
@@ -142,6 +149,7 @@ class SpatialTransformer(nn.Module):
         head_dim: int,
         depth: int,
         linear_projections: bool,
+        position_code: bool,
         num_groups: int,
     ) -> None:
         super().__init__()
@@ -152,16 +160,18 @@ class SpatialTransformer(nn.Module):
             TransformerBlock(inner, context_dim, num_heads, head_dim) for _ in range(depth)
         )
         self.project_out = zeroed(nn.Linear(inner, channels) if linear_projections else nn.Conv2d(inner, channels, 1))
-        self.linear_projections = linear_projections
+        self.linear_projections, self.position_code = linear_projections, position_code
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` [B, C, H, W], `context` [B, T, D] -> [B, C, H, W]."""
-        height = x.shape[2]
+        height, width = x.shape[2:]
         h = self.norm(x)  # [B, C, H, W]
         if self.linear_projections:
             h = self.project_in(rearrange(h, "b c y x -> b (y x) c"))  # [B, N, inner]
         else:
             h = rearrange(self.project_in(h), "b c y x -> b (y x) c")  # [B, N, inner]
+        if self.position_code:
+            h = h + position_code(height, width, h.shape[2], h.device).to(h.dtype)  # [B, N, inner]
         for block in self.blocks:
             h = block(h, context)  # [B, N, inner]
         if self.linear_projections:

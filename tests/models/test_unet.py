@@ -4,7 +4,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.models.unet import UNet, UNetConfig
-from pipeline.models.unet_blocks import GroupNorm, timestep_embedding
+from pipeline.models.unet_blocks import GroupNorm, position_code, timestep_embedding
 
 SD1 = UNetConfig(num_heads=8)
 SD2 = UNetConfig(head_dim=64, context_dim=1024, linear_projections=True)
@@ -126,3 +126,21 @@ def test_runs_in_bf16_and_near_float32() -> None:
 
 def test_other_sizes_than_the_usual_one() -> None:
     assert randomised(SMALL)(*inputs(size=12)).shape == (2, 4, 12, 12)
+
+
+def test_position_code_tells_every_place_apart_and_costs_no_parameters() -> None:
+    code = position_code(6, 5, 14, torch.device("cpu"))
+    assert code.shape == (30, 14)
+    assert (torch.cdist(code, code) + 10 * torch.eye(30)).min() > 0.05
+    torch.testing.assert_close(code.view(6, 5, 14)[:, :1, :7].expand(-1, 5, -1), code.view(6, 5, 14)[:, :, :7])
+    with torch.device("meta"):
+        unet = UNet(SD2.model_copy(update={"position_code": True}))
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 865_910_724
+
+
+def test_position_code_breaks_the_symmetry_of_places() -> None:
+    """Without it a transformer gives equal features at all places of an even map; with it, not."""
+    for enabled in (False, True):
+        unet = randomised(SMALL.model_copy(update={"position_code": enabled}))
+        out = unet.down[0].layers[0].attention(torch.ones(1, 16, 4, 4), torch.ones(1, 5, 12))
+        assert torch.allclose(out, out[:, :, :1, :1].expand_as(out), atol=1e-5) == (not enabled)

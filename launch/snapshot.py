@@ -33,15 +33,18 @@ def copy_code(target: Path, checkout: Path = CHECKOUT) -> Snapshot:
     A process that runs from an older copy keeps the files that it has open; the new copy appears whole.
     """
     files = tracked_files(checkout)
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = target.with_name(f"{target.name}.partial"), target.with_name(f"{target.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     digest = hashlib.sha256()
     for name in files:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(checkout / name, partial / name)
         digest.update(name.encode() + b"\0" + hashlib.sha256((partial / name).read_bytes()).digest())
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        target.rename(old)  # a run that imports from it just now misses it for an instant, not for a whole removal
     partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     return Snapshot(
         commit="".join(_git(checkout, "rev-parse", "--verify", "HEAD")).strip() or None,
         modified=_git(checkout, "diff", "HEAD", "--name-only", "-z"),

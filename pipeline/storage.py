@@ -61,9 +61,19 @@ def list_names(url: str | Path) -> list[str]:
 
 
 def read_bytes(url: str | Path) -> bytes:
-    """The whole object."""
+    """The whole object.
+
+    Raises:
+        OSError: it is not there, or the storage failed.
+        UserError: the storage cannot be asked at all, as without credentials or with a wrong endpoint.
+    """
     fs, path = filesystem(url)
-    return bytes(fs.cat_file(path))
+    try:
+        return bytes(fs.cat_file(path))
+    except OSError:
+        raise
+    except Exception as error:  # each object store's client has error classes of its own
+        raise UserError(f"{url}: {error}; check credentials and endpoint of the storage") from error
 
 
 def read_json(url: str | Path) -> Any:

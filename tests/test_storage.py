@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline import storage
@@ -47,3 +48,18 @@ def test_an_unknown_protocol_is_a_users_mistake() -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert storage.sha256_of(tmp_path / "abc").startswith("ba7816bf8f01cfea")  # FIPS 180-4, appendix B.1
+
+
+class LockedStore(fsspec.AbstractFileSystem):
+    """An object store whose client raises an error of its own, as one without credentials does."""
+
+    protocol = "locked"
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: object) -> bytes:
+        raise LookupError("Unable to locate credentials")
+
+
+def test_a_store_that_cannot_be_asked_is_named_with_the_remedy() -> None:
+    fsspec.register_implementation("locked", LockedStore, clobber=True)
+    with pytest.raises(UserError, match="locked://bucket/a: Unable to locate credentials; check credentials"):
+        storage.read_bytes("locked://bucket/a")

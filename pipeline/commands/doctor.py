@@ -54,10 +54,10 @@ def _needs(args: argparse.Namespace) -> Needs:
 
 def _state_bytes(config: "ExperimentConfig") -> int | None:
     """Size of one generation; None where the first stage, and with it the latent's size, is not known yet."""
-    from pipeline.commands.plan import parts_of
+    from pipeline.commands.plan import manifest_of, parts_of
     from pipeline.plan.estimate import generation_bytes
 
     try:
-        return generation_bytes(parts_of(config))
+        return generation_bytes(parts_of(config, manifest_of(config)))
     except UserError:
         return None

@@ -9,6 +9,7 @@ Nothing is allocated, so a laptop plans any model. Before a first stage is train
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING
@@ -47,8 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_experiment(args.config, args.overrides)
     world = world_of(config, args)
-    parts = parts_of(config)
-    plan = make_plan(parts, storage_of(config, parts), world)
+    manifest = manifest_of(config)
+    if manifest is None:
+        print(f"tessera plan: no manifest at {config.data.train}: planning without its sizes", file=sys.stderr)
+    parts = parts_of(config, manifest)
+    plan = make_plan(parts, storage_of(config, parts, manifest), world)
     print(json.dumps(asdict(plan), indent=2) if args.json else describe(plan, args.price))
     return EXIT_DONE
 
@@ -79,8 +83,8 @@ def world_of(config: "ExperimentConfig", args: argparse.Namespace) -> "World":
     )
 
 
-def parts_of(config: "ExperimentConfig") -> "list[Part]":
-    """The measured networks of one training step of the config's stage."""
+def parts_of(config: "ExperimentConfig", manifest: "Manifest | None") -> "list[Part]":
+    """The measured networks of one training step; the manifest says what is stored and need not be computed."""
     from pipeline.plan.parts import autoencoder_parts, diffusion_parts
 
     bf16, stage = config.engine.precision == "bf16", config.stage
@@ -88,7 +92,6 @@ def parts_of(config: "ExperimentConfig") -> "list[Part]":
         discriminator = stage.adversarial.discriminator if stage.adversarial else None
         perceptual = stage.reconstruction.perceptual_file if stage.reconstruction.perceptual_weight else None
         return autoencoder_parts(stage.model, discriminator, perceptual, config.data.image_size, bf16)
-    manifest = manifest_of(config)
     stamp = (manifest.stamp if manifest else None) or {}
     stored = {name for name, key in (("latents", "autoencoder_digest"), ("text", "text_digest")) if stamp.get(key)}
     size = stamp.get("image_size", config.data.image_size)
@@ -117,20 +120,21 @@ def first_stage_of(config: "ExperimentConfig") -> "AutoencoderConfig":
 
 
 def manifest_of(config: "ExperimentConfig") -> "Manifest | None":
-    """The manifest of the training data; None while there is none."""
+    """The manifest of the training data; None while there is none, or none that this machine can reach."""
     from pipeline.data.shards import load_manifest
 
     try:
         return load_manifest(config.data.train)
-    except UserError:
+    except (UserError, OSError):
         return None
 
 
-def storage_of(config: "ExperimentConfig", parts: "list[Part]") -> dict[str, int]:
+def storage_of(
+    config: "ExperimentConfig", parts: "list[Part]", manifest: "Manifest | None"
+) -> dict[str, int]:
     """Bytes at rest: data, the latents that a first stage will give, and checkpoints with one being written."""
     from pipeline.plan.estimate import generation_bytes
 
-    manifest = manifest_of(config)
     held = {"data": manifest.num_bytes} if manifest else {}
     if manifest and config.stage.kind == "autoencoder":
         held["latents"] = manifest.num_samples * prod(config.stage.model.latent_shape) * 4  # stored as float32

@@ -10,7 +10,7 @@ GIB = 2**30
 
 REMEDIES = {
     "memory": "a higher ZeRO stage, more GPUs, unet.gradient_checkpointing, or a smaller batch",
-    "exchange": "a larger batch for each GPU, a lower ZeRO stage, or fewer machines",
+    "exchange": "a larger batch for each GPU, fewer machines, or ZeRO 2 in place of 3",
     "compute": "more GPUs; and measure a step, since only a run shows the real MFU",
 }
 """What to change first, by what binds."""

@@ -6,12 +6,12 @@ import re
 import sys
 from importlib.metadata import packages_distributions
 
+import pytest
 from packaging.requirements import Requirement
 
-from tests.source import PACKAGES, ROOT, modules
+from tests.source import PACKAGES, ROOT
 
 NEEDED_BY_OTHERS = {
-    "ninja": "deepspeed compiles with it",
     "s3fs": "fsspec opens s3:// URLs through it",
     "mypy": "make lint",
     "ruff": "make lint",
@@ -19,6 +19,10 @@ NEEDED_BY_OTHERS = {
     "pytest-timeout": "stops a test that hangs",
 }
 """Requirements that no file imports, and why they stand in setup.cfg."""
+
+
+GIVEN_WITH = {"packaging"}
+"""Imported, and always there with pytest."""
 
 
 def canonical(name: str) -> str:
@@ -55,17 +59,23 @@ def pins() -> dict[str, str]:
     return {canonical(name): version for name, _, version in (line.partition("==") for line in lines if line)}
 
 
-def test_every_import_is_declared() -> None:
-    declared = {name for group in requirements().values() for name in group}
-    missing = imported_distributions([module.text for module in modules().values()], declared) - declared
-    assert not missing, f"imported, and not in setup.cfg: {sorted(missing)}"
+def sources_of(*folders: str) -> list[str]:
+    return [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize(
+    ("folders", "extras"), [(PACKAGES, [""]), (("tests",), ["", "dev"]), (("benchmarks",), ["", "bench"])]
+)
+def test_every_import_is_declared(folders: tuple[str, ...], extras: list[str]) -> None:
+    declared = {name for extra in extras for name in requirements()[extra]}
+    missing = imported_distributions(sources_of(*folders), declared) - declared - GIVEN_WITH
+    assert not missing, f"imported in {folders}, and not in setup.cfg: {sorted(missing)}"
 
 
 def test_every_requirement_is_used() -> None:
-    folders = [folder for folder in (*PACKAGES, "tests", "benchmarks") if (ROOT / folder).is_dir()]
-    sources = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
     declared = {name for group in requirements().values() for name in group}
-    unused = declared - imported_distributions(sources, declared) - set(NEEDED_BY_OTHERS)
+    used = imported_distributions(sources_of(*PACKAGES, "tests", "benchmarks"), declared)
+    unused = declared - used - set(NEEDED_BY_OTHERS)
     assert not unused, f"in setup.cfg, and imported nowhere: {sorted(unused)}"
 
 

@@ -230,18 +230,13 @@ class Registry:
         return {"mlflow.parentRunId": runs[0].info.run_id} if runs else {}
 
     def _record_evaluation(self, package: Package, version: Version) -> None:
-        """Store the package's evaluation.json, if it is new, with the version and as searchable tags."""
-        evaluation = package.evaluation
-        if evaluation is None or evaluation == version.evaluation:
+        """Store an evaluation.json that was made after the version."""
+        if package.evaluation is None or package.evaluation == version.evaluation:
             return
-        text = json.dumps(evaluation, sort_keys=True)
-        if len(text) > TAG_CHARACTERS:
-            raise UserError(f"{package.folder / EVALUATION}: more than {TAG_CHARACTERS} characters of figures")
         with answering(self.uri):
             self.client.log_artifact(version.run_id, str(package.folder / EVALUATION), "package")
-            self.client.set_model_version_tag(version.name, str(version.number), EVALUATION_TAG, text)
-            for metric, value in evaluation["metrics"].items():
-                self.client.set_model_version_tag(version.name, str(version.number), f"metric.{metric}", repr(value))
+            for key, value in _evaluation_tags(package).items():
+                self.client.set_model_version_tag(version.name, str(version.number), key, value)
 
     def _aliases(self, name: str) -> dict[str, int]:
         from mlflow.exceptions import MlflowException
@@ -269,7 +264,19 @@ def _tags(package: Package) -> dict[str, str]:
     """What can be searched for and shown without a download."""
     lineage = {name: package.lineage.get(name) for name in LINEAGE_TAGS}
     tags = {DIGEST_TAG: package.digest, KIND_TAG: package.kind, "lineage": json.dumps(package.lineage)}
-    return tags | {name: str(value)[:TAG_CHARACTERS] for name, value in lineage.items() if value is not None}
+    tags |= {name: str(value)[:TAG_CHARACTERS] for name, value in lineage.items() if value is not None}
+    return tags | _evaluation_tags(package)
+
+
+def _evaluation_tags(package: Package) -> dict[str, str]:
+    """The whole evaluation.json, for the gates, and each metric, for searches."""
+    evaluation = package.evaluation
+    if evaluation is None:
+        return {}
+    text = json.dumps(evaluation, sort_keys=True)
+    if len(text) > TAG_CHARACTERS:
+        raise UserError(f"{package.folder / EVALUATION}: more than {TAG_CHARACTERS} characters of figures")
+    return {EVALUATION_TAG: text} | {f"metric.{name}": repr(value) for name, value in evaluation["metrics"].items()}
 
 
 def _version(found: "ModelVersion", aliases: dict[str, int]) -> Version:

@@ -229,7 +229,8 @@ def test_two_who_register_at_once_share_a_version(registry: Registry, tmp_path: 
 
 
 def test_commands(registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gates = str(Path(__file__).parents[2] / "configs" / "promote.yaml")
+    gates = str(tmp_path / "gates.yaml")
+    (tmp_path / "gates.yaml").write_text("vq-autoencoder: {metrics: {psnr: {min: 20}}}")
     first = package(tmp_path / "first", psnr=10.0)
     assert tessera("registry", "register", str(first.folder)) == 0
     assert tessera("registry", "promote", "vq-autoencoder", "--gates", gates) == 1

@@ -52,6 +52,7 @@ def test_refused_addresses(uri: str, error: type[Exception], words: str) -> None
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_two_processes_may_create_the_database(tmp_path: Path) -> None:
     program = (
         "import sys; from pipeline.tracking.server import connect;"

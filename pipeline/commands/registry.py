@@ -23,7 +23,8 @@ from pipeline.config import UserError
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from pipeline.tracking.registry import Registry, Version
+    from pipeline.tracking.registry import Registry
+    from pipeline.tracking.version import Version
 
 DEFAULT_GATES = Path("configs/promote.yaml")
 SHORT = 12

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pipeline.config import UserError
 from pipeline.models.package import UNET_KIND, load_package
 from pipeline.tracking.gates import GateConfig, Verdict, judge
-from pipeline.tracking.registry import CANDIDATE, CHAMPION, LOG_SUFFIX, PREVIOUS, Registry, Version
+from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import answering
+from pipeline.tracking.version import CANDIDATE, CHAMPION, LOG_SUFFIX, PREVIOUS, Version
 
 ENTRY_TAG = "entry"
 VERDICTS_TAG = "gates"

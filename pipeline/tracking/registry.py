@@ -5,82 +5,22 @@ loading it runs no code. Aliases say what it is for: `candidate`, `champion`, `p
 `tessera registry` and by `pipeline.export.resolve`.
 """
 import difflib
-import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipeline.config import UserError
 from pipeline.models.package import EVALUATION, Package, load_package
 from pipeline.tracking.redact import redact_text
 from pipeline.tracking.server import EXPERIMENT, answering, connect, experiment_id, tracking_uri
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+from pipeline.tracking.version import CANDIDATE, CHAMPION, LOG_SUFFIX, Version, evaluation_tags, tags_of, version_of
 
 MODELS_EXPERIMENT = "tessera-models"
 """Registered folders have runs of their own there: cleaning up training runs never deletes a registered model."""
 
-LOG_SUFFIX = ".promotions"
-"""Ends the name of the log that `promotion` keeps for a model; such names are not models."""
-
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-DIGEST_TAG, KIND_TAG, EVALUATION_TAG = "package_digest", "kind", "evaluation"
-LINEAGE_TAGS = (
-    "run",
-    "data_digest",
-    "latents_digest",
-    "autoencoder_digest",
-    "config_digest",
-    "git_commit",
-    "world_size",
-    "samples_seen",
-)
-"""Fields of the lineage that can be searched for as tags."""
-
-TAG_CHARACTERS = 8000
-"""MLflow's limit."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/v?(?P<number>\d+))?")
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a registered model."""
-
-    name: str
-    """Name of the registered model."""
-    number: int
-    """1, 2, 3, ..."""
-    aliases: tuple[str, ...]
-    """What it is for, such as champion."""
-    tags: dict[str, str]
-    """Digests, lineage, evaluation."""
-    source: str
-    """Address of its files."""
-    run_id: str
-    """The MLflow run that holds them."""
-    created_ms: int
-    """When it was registered, milliseconds since 1970."""
-
-    @property
-    def ref(self) -> str:
-        """How every command calls it."""
-        return f"models:/{self.name}/{self.number}"
-
-    @property
-    def digest(self) -> str:
-        """Digest of the package; empty for a version that Tessera did not register."""
-        return self.tags.get(DIGEST_TAG, "")
-
-    @property
-    def evaluation(self) -> dict[str, Any] | None:
-        """What `tessera evaluate` found, with the protocol."""
-        return json.loads(self.tags[EVALUATION_TAG]) if EVALUATION_TAG in self.tags else None
 
 
 class Registry:
@@ -106,7 +46,7 @@ class Registry:
         aliases = self._aliases(name)
         with answering(self.uri):
             found = self.client.search_model_versions(f"name='{name}'")
-        return sorted((_version(v, aliases) for v in found), key=lambda version: version.number)
+        return sorted((version_of(v, aliases) for v in found), key=lambda version: version.number)
 
     def find(self, ref: str) -> Version:
         """The version that `models:/name@alias`, `models:/name/7`, `name@alias` or `name/7` means.
@@ -150,6 +90,8 @@ class Registry:
 
     def fetch(self, version: Version) -> Path:
         """The version's files on this machine, downloaded once; what is there was checked against its digest."""
+        if not version.digest:
+            raise UserError(f"{version.ref}: was not registered by Tessera, so nothing says how to load it")
         folder = cache_folder() / version.digest
         if not folder.is_dir():
             self.download(version, folder)
@@ -196,7 +138,9 @@ class Registry:
             run = self.client.create_run(experiment, tags=self._origin(package), run_name=name)
             self.client.log_artifacts(run.info.run_id, str(package.folder), "package")
             self.client.set_terminated(run.info.run_id)
-            number = self._add_row(name, f"{run.info.artifact_uri}/package", run.info.run_id, _tags(package))
+            first_stage = self.with_digest(package.autoencoder.digest) if package.autoencoder else None
+            tags = tags_of(package) | ({"autoencoder_version": first_stage.ref} if first_stage else {})
+            number = self._add_row(name, f"{run.info.artifact_uri}/package", run.info.run_id, tags)
             first = self.with_digest(package.digest, name)
             if first is not None and first.number != number:  # somebody registered it at the same time
                 self.client.delete_model_version(name, str(number))
@@ -235,7 +179,7 @@ class Registry:
             return
         with answering(self.uri):
             self.client.log_artifact(version.run_id, str(package.folder / EVALUATION), "package")
-            for key, value in _evaluation_tags(package).items():
+            for key, value in evaluation_tags(package).items():
                 self.client.set_model_version_tag(version.name, str(version.number), key, value)
 
     def _aliases(self, name: str) -> dict[str, int]:
@@ -258,29 +202,3 @@ def cache_folder() -> Path:
     """Where fetched models lie, by digest: TESSERA_CACHE, or tessera/ in the user's cache folder."""
     own = os.environ.get("TESSERA_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tessera" / "models"
-
-
-def _tags(package: Package) -> dict[str, str]:
-    """What can be searched for and shown without a download."""
-    lineage = {name: package.lineage.get(name) for name in LINEAGE_TAGS}
-    tags = {DIGEST_TAG: package.digest, KIND_TAG: package.kind, "lineage": json.dumps(package.lineage)}
-    tags |= {name: str(value)[:TAG_CHARACTERS] for name, value in lineage.items() if value is not None}
-    return tags | _evaluation_tags(package)
-
-
-def _evaluation_tags(package: Package) -> dict[str, str]:
-    """The whole evaluation.json, for the gates, and each metric, for searches."""
-    evaluation = package.evaluation
-    if evaluation is None:
-        return {}
-    text = json.dumps(evaluation, sort_keys=True)
-    if len(text) > TAG_CHARACTERS:
-        raise UserError(f"{package.folder / EVALUATION}: more than {TAG_CHARACTERS} characters of figures")
-    return {EVALUATION_TAG: text} | {f"metric.{name}": repr(value) for name, value in evaluation["metrics"].items()}
-
-
-def _version(found: "ModelVersion", aliases: dict[str, int]) -> Version:
-    number = int(found.version)
-    mine = tuple(sorted(alias for alias, target in aliases.items() if target == number))
-    source, run_id = found.source or "", found.run_id or ""
-    return Version(found.name, number, mine, dict(found.tags), source, run_id, found.creation_timestamp)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tracking.journal import Event, Journal, attempt_files, read_all_events, read_events
@@ -114,6 +114,7 @@ def test_an_attempt_that_dies_before_training_drops_nothing(tmp_path: Path) -> N
     assert losses(events) == [(8, 1.0)] and not [e for e in events if e.kind == "ended"]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=5))
 def test_any_chain_of_resumes_reads_as_one_run(
     tmp_path_factory: pytest.TempPathFactory, chain: list[tuple[int, int]]

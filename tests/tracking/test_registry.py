@@ -161,6 +161,15 @@ def test_a_unet_of_an_unregistered_autoencoder_is_refused(registry: Registry, tm
     assert verdict.gate == "autoencoder"
     registry.register(first.folder)
     assert promote(registry, second, FREE).passed
+    third = registry.register(package(tmp_path / "third", 3.0, inner=first.folder).folder)
+    assert third.tags["autoencoder_version"] == "models:/vq-autoencoder/1"
+
+
+def test_a_version_of_another_program_is_not_loaded(registry: Registry) -> None:
+    registry.client.create_registered_model("other")
+    registry.client.create_model_version("other", "file:///nowhere")
+    with pytest.raises(UserError, match="not registered by Tessera"):
+        registry.fetch(registry.find("other/1"))
 
 
 def test_of_two_decisions_on_one_state_the_second_loses(

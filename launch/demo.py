@@ -63,7 +63,8 @@ def plan_steps(out: Path, name: str) -> dict[str, str]:
         "report": f"tessera-data report {shards}/train --out {out}/data.html",
         "train-autoencoder": f"tessera train configs/autoencoder/{name}.yaml run={first}"
         f" data.train={shards}/train data.validation={shards}/held-out",
-        "evaluate-autoencoder": f"tessera evaluate --model {first} --data {shards}/held-out --out {out}/autoencoder.json",
+        "evaluate-autoencoder": f"tessera evaluate --model {first} --data {shards}/held-out"
+        f" --out {out}/autoencoder.json",
         "register-autoencoder": f"tessera registry register {first}",
         "promote-autoencoder": f"tessera registry promote vq-autoencoder --gates {recipe.gates}",
     }
@@ -106,7 +107,8 @@ def run_step(out: Path, name: str, line: str) -> float:
 def summarise(out: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """The figures of the demo, from the evaluations of the two models; written to summary.json."""
     first, second = (storage.read_json(out / f"{stage}.json")["metrics"] for stage in ("autoencoder", "unet"))
-    attributes = {k.removeprefix("caption_accuracy_"): v for k, v in second.items() if k.startswith("caption_accuracy_")}
+    prefix = "caption_accuracy_"
+    attributes = {name.removeprefix(prefix): value for name, value in second.items() if name.startswith(prefix)}
     summary = {
         "caption_accuracy": second["caption_accuracy"],
         "caption_accuracy_all": attributes.pop("all"),

@@ -28,14 +28,14 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 def run(folder: Path, *words: str, code: int = 0) -> str:
     """The output of `python -m WORDS` in `folder`, which must end with exit code `code`."""
     process = start(folder, *words)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == code, f"{words}: exit code {process.returncode}, expected {code}\n{output}"
     return output
 
 
 def kill_after_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
     """SIGKILL the trainer of `run_dir` as soon as its journal holds `step`."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while max(losses(run_dir), default=0) < step:
         assert process.poll() is None, f"ended by itself:\n{process.communicate()[0]}"
         assert time.monotonic() < deadline, f"no step {step} in {run_dir}"
@@ -59,9 +59,9 @@ SPEED = ("steps_per_second", "images_per_second", "data_stall_share")
 
 def drawn_shards(folder: Path, num: int, split: str = "train", image_size: int = 32) -> Path:
     """A dataset of `num` drawn shapes, made by the tools themselves (in this process, without a pool)."""
-    from data_tools.shard import ShardConfig, shard_dataset
     from PIL import Image
 
+    from data_tools.shard import ShardConfig, shard_dataset
     from pipeline.data.shapes import captions_of, draw_shape
 
     pictures = folder / f"{split}-pictures"

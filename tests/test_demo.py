@@ -16,6 +16,9 @@ OUT = Path("runs") / "small"
 WORDS = ("launch.demo", "--recipe", "debug", "--out", str(OUT))
 
 
+pytestmark = pytest.mark.timeout(1800)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the small demo was killed during the first training, and then finished by the same command."""
@@ -81,10 +84,10 @@ def test_another_autoencoder_is_refused(place: Path) -> None:
     tensors = load_file(other / "model.safetensors")
     tensors["decoder.conv_out.bias"] += 1e-3
     save_file(tensors, other / "model.safetensors")
-    sample = ["pipeline", "sample", "--model", str(OUT / "unet"), "a star", "--out", "x.png", "--autoencoder", str(other)]
-    assert "was trained with" in run(place, *sample, code=2)
-    config = ["configs/diffusion/debug.yaml", "run=runs/other", f"data.train={OUT}/latents/train", f"autoencoder={other}"]
-    assert "latents of autoencoder" in run(place, "pipeline", "train", *config, code=2)
+    words = ["--model", str(OUT / "unet"), "a star", "--out", "x.png", "--autoencoder", str(other)]
+    assert "was trained with" in run(place, "pipeline", "sample", *words, code=2)
+    words = ["configs/diffusion/debug.yaml", "run=runs/other", f"data.train={OUT}/latents/train", f"autoencoder={other}"]
+    assert "latents of autoencoder" in run(place, "pipeline", "train", *words, code=2)
 
 
 @pytest.mark.parametrize("name", RECIPES)

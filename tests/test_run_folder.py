@@ -48,7 +48,8 @@ def test_how_data_is_read_may_change_and_which_is_read_may_not(tmp_path: Path) -
 def test_length_and_topology_may_change_and_the_change_is_told(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     claim(run, Experiment(), {}, started=True)
-    assert claim(run, Experiment(trainer=Trainer(total_samples=200)), {}, started=True) == ["trainer.total_samples: 100 -> 200"]
+    changes = claim(run, Experiment(trainer=Trainer(total_samples=200)), {}, started=True)
+    assert changes == ["trainer.total_samples: 100 -> 200"]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (f"tessera train {DEBUG} data.train=nowhere", "nowhere/manifest.json: not found"),
         (f"tessera train {DEBUG} autoencoder=runs/x", "an autoencoder stage does not"),
         ("tessera evaluate --model nowhere --data empty", "nowhere: no such folder"),
-        ("tessera sample --model models:/latent-unet@champion star --out a.png", "latent-unet: no such registered model"),
+        ("tessera sample --model models:/painter@champion star --out a.png", "painter: no such registered model"),
         ("tessera sample --model nowhere star --out a.png --strength 0.5", "give --init-image"),
         ("tessera registry promote vq-autoencoder", "vq-autoencoder: no such registered model"),
         ("tessera registry register empty", "empty: neither a run folder"),

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from pipeline.distributed.process import Process
     from pipeline.models.package import Package
 
+Measured = tuple[dict[str, float], dict[str, Any]]
+"""The figures by name, and the stamp of the protocol."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tessera evaluate`."""
-    parser.add_argument("--model", required=True, help="models:/name@alias, models:/name/7, run folder or exported folder")
+    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
     parser.add_argument("--data", required=True, help="shards of pictures; for a latent UNet its latents do as well")
     parser.add_argument("--num", type=int, help="measure on the first NUM samples only (default: all)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples in memory at once, over all ranks")
@@ -38,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.export import resolve
     from pipeline.models.package import AUTOENCODER_KIND, EVALUATION, load_package
     from pipeline.storage import write_json
+    from pipeline.tracking.journal import FOLDER as JOURNAL
+    from pipeline.tracking.report import write_report
 
     process = processes.start()
     package = load_package(processes.on_main(process, lambda: resolve(args.model)))
@@ -52,12 +57,14 @@ def run(args: argparse.Namespace) -> int:
     if process.is_main:
         for path in filter(None, (package.folder / EVALUATION, args.out)):
             write_json(path, figures)
+        if (Path(args.model) / JOURNAL).is_dir():  # a run: its page shows the new figures
+            write_report(args.model)
         print(json.dumps(figures, indent=2) if args.json else _table(figures))
     processes.finish()
     return EXIT_DONE
 
 
-def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: "Process") -> tuple[dict[str, float], dict[str, Any]]:
+def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: "Process") -> Measured:
     """Reconstructions of every picture, once, on all ranks."""
     import torch
 
@@ -80,7 +87,7 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
     return {**pictures.compute(), **codebook.compute()}, protocol
 
 
-def _measure_unet(package: "Package", args: argparse.Namespace, process: "Process") -> tuple[dict[str, float], dict[str, Any]]:
+def _measure_unet(package: "Package", args: argparse.Namespace, process: "Process") -> Measured:
     """One picture for each caption, its seed the number of the sample, checked by the exact reader of shapes."""
     from pipeline.evaluate.captions import CAPTIONS, CaptionMeter
     from pipeline.evaluate.protocol import stamp

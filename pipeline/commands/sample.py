@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tessera sample`."""
     parser.add_argument("prompts", nargs="+", help="what to draw; one picture each, with seeds SEED, SEED + 1, ...")
-    parser.add_argument("--model", required=True, help="models:/name@alias, models:/name/7, run folder or exported folder")
-    parser.add_argument("--out", required=True, type=Path, help="a .png for one captioned grid, else a folder of pictures")
+    own = "(default: what the model was made for)"
+    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
+    parser.add_argument("--out", required=True, type=Path, help="a .png for a captioned grid, else a folder of pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     parser.add_argument("--negative", default="", help="a prompt to lead away from")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: what the model was made for)")
-    parser.add_argument("--sampler", help="ddpm, ddim, euler or dpmpp_2m (default: what the model was made for)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model was made for)")
+    parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is none {own}")
+    parser.add_argument("--sampler", help=f"ddpm, ddim, euler or dpmpp_2m {own}")
+    parser.add_argument("--steps", type=int, help=f"sampling steps {own}")
     parser.add_argument("--size", type=int, help="side in pixels (default: that of the training pictures)")
     parser.add_argument("--init-image", type=Path, help="start from this picture")
     parser.add_argument("--strength", type=float, default=1.0, help="how far to leave --init-image, in (0, 1]")

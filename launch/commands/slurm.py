@@ -21,8 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
     add = parser.add_argument
     add("--nodes", type=positive, required=True, metavar="N", help="machines")
-    add("--nproc", type=positive, required=True, metavar="K", help="ranks per machine: one per GPU")
-    add("--time", required=True, metavar="D-HH:MM:SS", help="limit of one start; the job queues itself again")
+    add("--nproc", type=positive, default=8, metavar="K", help="ranks per machine, one per GPU (default: 8)")
+    add("--time", metavar="D-HH:MM:SS", help="limit of one start; at its end the job queues itself again")
     add("--cpus-per-rank", type=positive, default=8, metavar="C", help="CPU cores per rank (default: 8)")
     add("--cpu", action="store_true", help="ask for no GPUs")
     add("--sbatch", action="append", default=[], metavar="--KEY=VALUE", help="one more #SBATCH line each")
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
         UserError: an option that is none, or no sbatch on this machine.
     """
     job = make_job(args, args.nodes, args.nproc)
-    check_for_directives(job, [f"--time={args.time}", *args.sbatch])
+    options = [f"--time={args.time}"] * bool(args.time) + args.sbatch
+    check_directives(job, options)
     script = render(
         "slurm.sbatch",
         job,
         cpus=args.nproc * args.cpus_per_rank,
         gpus=0 if args.cpu else args.nproc,
-        time=args.time,
-        options=args.sbatch,
+        options=options,
     )
     if args.dry_run:
         print(script, end="")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return submit(job, script)
 
 
-def check_for_directives(job: Job, options: list[str]) -> None:
+def check_directives(job: Job, options: list[str]) -> None:
     """`#SBATCH` lines have no quoting: refuse what would end one or start another.
 
     Raises:

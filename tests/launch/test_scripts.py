@@ -10,7 +10,7 @@ import pytest
 
 from launch.job import Job, render
 
-SLURM = {"cpus": 16, "gpus": 2, "time": "1:00:00", "options": ["--partition=long"]}
+SLURM = {"cpus": 16, "gpus": 2, "options": ["--time=1:00:00", "--partition=long"]}
 PROBE = """
 import os, sys
 import torch.distributed as dist
@@ -91,11 +91,11 @@ def test_slurm_directives(tmp_path: Path) -> None:
         "--ntasks-per-node=1",
         "--cpus-per-task=16",
         "--gpus-per-node=2",
-        "--time=1:00:00",
         "--requeue",
         "--open-mode=append",
         "--signal=B:USR1@300",
         f"--output={tmp_path}/run/launch/slurm-%j.out",
+        "--time=1:00:00",
         "--partition=long",
     ]
 

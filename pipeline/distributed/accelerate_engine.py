@@ -29,7 +29,11 @@ class AccelerateEngine:
         self.module = module
         self.frozen = {n: parameter for n, parameter in module.named_parameters() if not parameter.requires_grad}
         self.adam = build_optimizer(optim, module)
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        # DDP regroups its buckets after the first step, which changes the order of sums over three and more ranks: a
+        # resumed run would not be bit-equal. It never does so while it looks for unused parameters.
+        ddp = DistributedDataParallelKwargs(
+            broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+        )
         self.accelerator = Accelerator(cpu=process.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
         when_leaving(AcceleratorState._reset_state)
         assert self.accelerator.num_processes == process.world_size

@@ -1,4 +1,7 @@
-"""The pages say what is there: commands parse, files and make targets exist, snippets marked `<!-- run -->` are run."""
+"""The pages say what is there: commands parse, files and make targets exist, drawn trees are the tree.
+
+Console blocks are run and must print what the page shows; other blocks are run where `<!-- run -->` stands above them.
+"""
 
 import argparse
 import importlib
@@ -120,25 +123,37 @@ def test_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_running_text_exist(page: Path) -> None:
+    for program, command in re.findall(r"`(tessera[a-z-]*) ([a-z]+)[ `]", page.read_text()):
+        known = importlib.import_module(f"{PROGRAMS[program]}.__main__").COMMANDS
+        assert command in known, f"{page.name}: {program} has no command {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_drawn_tree_is_the_tree(page: Path) -> None:
-    missing = [name for block in blocks_of(page) if block.language == "tree" for name in drawn_paths(block.text)]
-    missing = [name for name in missing if not (ROOT / name).exists()]
+    trees = [block.text for block in blocks_of(page) if block.language == "text" and "runs/" not in block.text]
+    drawn = [name for text in trees for name in drawn_paths(text)]
+    missing = [name for name in drawn if not ((ROOT / name).exists() or (ROOT / f"{name}.py").is_file())]
     assert not missing, f"{page.name} draws what is not there: {missing}"
 
 
 def drawn_paths(text: str) -> Iterator[str]:
-    """The paths of an indented tree; a line is `name   what it is`, a folder's name ends with a slash."""
+    """The paths of an indented tree; a line is `name [name ...]  what it is`, a folder's name ends with a slash."""
     above: list[tuple[int, str]] = []
     for line in text.splitlines():
-        match = re.match(r"^(\s*)([\w.][\w./-]*)(?:\s{2,}|$)", line)
-        if match is None:
+        match = re.match(r"^(\s*)([\w./-]+(?: [\w./-]+)*)(?:\s{2,}|$)", line)
+        names = match[2].split() if match else []
+        if match is None or len(match[1]) > 8:  # an explanation that goes on
             continue
-        indent, name = len(match[1]), match[2]
-        above = [(depth, folder) for depth, folder in above if depth < indent]
-        path = "".join(folder for _, folder in above) + name
-        yield path
-        if name.endswith("/"):
-            above.append((indent, name))
+        above = [(depth, folder) for depth, folder in above if depth < len(match[1])]
+        yield from ("".join(folder for _, folder in above) + name for name in names)
+        if names[-1].endswith("/"):
+            above.append((len(match[1]), names[-1]))
+
+
+def test_drawn_paths_reads_a_tree() -> None:
+    text = "a/            all\n  b  one\n             and more\n  c/ d/  two\n  e f\ng  three"
+    assert list(drawn_paths(text)) == ["a/", "a/b", "a/c/", "a/d/", "a/e", "a/f", "g"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -147,19 +162,26 @@ def test_config_loads_and_says_command_cost_and_result(config: Path) -> None:
     assert set(head_of(config)) >= {"Command", "Cost", "Result"}, "the head names what to type, to pay and to expect"
 
 
-def test_marked_snippets_run(tmp_path: Path) -> None:
-    marked = [block for block in BLOCKS if block.is_run]
-    assert any(block.page.name == "README.md" for block in marked), f"the README marks no snippet with {RUN_MARK}"
+def test_snippets_run(tmp_path: Path) -> None:
+    runs = [block for block in BLOCKS if block.is_run or block.language == "console"]
+    assert any(block.page.name == "README.md" for block in runs), f"no console block, and none marked {RUN_MARK}"
     for name in ("configs", "pipeline", "data_tools", "launch"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for block in marked:
+    for block in runs:
         done = subprocess.run(command_of(block), cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{block.place}:\n{done.stdout}\n{done.stderr}"
+        if block.language == "console":
+            shown = [line for line in block.text.splitlines() if not line.startswith("$ ")]
+            assert (done.stdout + done.stderr).splitlines() == shown, f"{block.place} prints something else"
+        else:
+            assert done.returncode == 0, f"{block.place}:\n{done.stdout}\n{done.stderr}"
 
 
 def command_of(block: Block) -> list[str]:
-    """What runs the snippet, with the console programs of this checkout."""
+    """What runs the block, with the console programs of this checkout; of a console block the lines after `$`."""
     if block.language == "python":
         return [sys.executable, "-c", block.text]
-    lines = [f'{program}() {{ "{sys.executable}" -m {package} "$@"; }}' for program, package in PROGRAMS.items()]
-    return ["bash", "-euc", "\n".join([*lines, block.text])]
+    lines = block.text.splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    programs = [f'{program}() {{ "{sys.executable}" -m {package} "$@"; }}' for program, package in PROGRAMS.items()]
+    return ["bash", "-uc", "\n".join([*programs, "set -e" * (block.language != "console"), *lines])]

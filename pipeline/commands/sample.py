@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="+", help="what to draw; one picture each, with seeds SEED, SEED + 1, ...")
     own = "(default: what the model was made for)"
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
-    parser.add_argument("--out", required=True, type=Path, help="a .png for a captioned grid, else a folder of pictures")
+    parser.add_argument("--out", required=True, type=Path, help="a .png for a captioned grid, or a folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     parser.add_argument("--negative", default="", help="a prompt to lead away from")
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is none {own}")

@@ -1,4 +1,4 @@
-"""Distance of a reconstruction from its picture: absolute and squared error, and a perceptual distance.
+"""Distance of a reconstruction from its picture: absolute and squared error, edges, and a perceptual distance.
 
 All in float32 on pictures in [-1, 1]. Called by the stage of the autoencoder.
 """
@@ -19,6 +19,9 @@ class ReconstructionConfig(Config):
     """Mean absolute error: sharp edges."""
     l2_weight: float = Field(default=0.0, ge=0)
     """Mean squared error: PSNR itself."""
+    edge_weight: float = Field(default=0.0, ge=0)
+    """Mean squared error of the differences of neighbouring pixels: small shapes whose area is little but whose outline
+    is long (after Mathieu et al., "Deep multi-scale video prediction beyond mean square error", 2016, equation 6)."""
     perceptual_weight: float = Field(default=1.0, ge=0)
     """LPIPS (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018)."""
     perceptual_file: Path | None = None
@@ -27,7 +30,7 @@ class ReconstructionConfig(Config):
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "ReconstructionConfig":
         if self.l1_weight == self.l2_weight == self.perceptual_weight == 0:
-            raise ValueError("all weights are 0: nothing would pull a reconstruction to its picture")
+            raise ValueError("l1, l2 and perceptual_weight are all 0: nothing would say how bright a picture is")
         if self.perceptual_weight > 0 and self.perceptual_file is None:
             raise ValueError(
                 f"perceptual_weight is {self.perceptual_weight} but perceptual_file is not set: "
@@ -51,6 +54,14 @@ class ReconstructionLoss(nn.Module):
             terms["l1_loss"] = self.config.l1_weight * F.l1_loss(restored, images)
         if self.config.l2_weight:
             terms["l2_loss"] = self.config.l2_weight * F.mse_loss(restored, images)
+        if self.config.edge_weight:
+            terms["edge_loss"] = self.config.edge_weight * edge_error(restored, images)
         if self.perceptual and self.config.perceptual_weight:
             terms["perceptual_loss"] = self.config.perceptual_weight * self.perceptual(restored, images).mean()
         return terms
+
+
+def edge_error(restored: Tensor, images: Tensor) -> Tensor:
+    """Squared error of the differences of neighbours across and down, their means added: [B, 3, H, W] twice -> scalar."""
+    error = restored - images  # differences are linear: those of the error are the error of the differences
+    return error.diff(dim=2).square().mean() + error.diff(dim=3).square().mean()

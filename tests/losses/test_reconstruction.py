@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config import UserError, parse_config
 from pipeline.losses.perceptual import PerceptualDistance
-from pipeline.losses.reconstruction import ReconstructionConfig, ReconstructionLoss
+from pipeline.losses.reconstruction import ReconstructionConfig, ReconstructionLoss, edge_error
 from pipeline.torchvision_shim import declare_missing_operators
 
 
@@ -16,6 +16,15 @@ def test_terms_are_weighted_means_and_absent_at_weight_zero() -> None:
     assert {name: value.item() for name, value in terms.items()} == {"l1_loss": 1.0, "l2_loss": 0.125}
     only_l1 = ReconstructionLoss(ReconstructionConfig(perceptual_weight=0))
     assert set(only_l1(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))) == {"l1_loss"}
+
+
+def test_edges_ignore_brightness_and_count_differences_of_neighbours() -> None:
+    images = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    restored = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(1))
+    down = (restored[:, :, 1:] - restored[:, :, :-1]) - (images[:, :, 1:] - images[:, :, :-1])
+    across = (restored[..., 1:] - restored[..., :-1]) - (images[..., 1:] - images[..., :-1])
+    assert torch.allclose(edge_error(restored, images), (down**2).mean() + (across**2).mean())
+    assert edge_error(images + 0.5, images) < 1e-12
 
 
 def test_a_perceptual_loss_without_weights_is_refused_with_the_remedy() -> None:
@@ -29,7 +38,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_no_term_at_all_is_refused() -> None:
-    with pytest.raises(UserError, match="all weights are 0"):
+    with pytest.raises(UserError, match="are all 0"):
         parse_config({"l1_weight": 0, "perceptual_weight": 0}, ReconstructionConfig, source="x.yaml")
 
 

@@ -62,6 +62,6 @@ class ReconstructionLoss(nn.Module):
 
 
 def edge_error(restored: Tensor, images: Tensor) -> Tensor:
-    """Squared error of the differences of neighbours across and down, their means added: [B, 3, H, W] twice -> scalar."""
+    """Squared error of the differences of neighbours, down plus across: [B, 3, H, W] twice -> scalar."""
     error = restored - images  # differences are linear: those of the error are the error of the differences
     return error.diff(dim=2).square().mean() + error.diff(dim=3).square().mean()

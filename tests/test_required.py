@@ -34,7 +34,7 @@ ABSENT = "import pytest\n\npytest.importorskip('no_such_module')\n"
     ("required", "suite", "end"),
     [
         ("0", SUITE, "1 passed, 2 skipped, 1 xfailed"),
-        ("1", SUITE, "2 failed, 1 passed, 1 xfailed"),
+        ("1", SUITE, "1 failed, 1 passed, 1 xfailed, 1 error"),
         ("0", ABSENT, "1 skipped"),
         ("1", ABSENT, "1 error"),
     ],

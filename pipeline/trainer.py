@@ -5,6 +5,7 @@ counted in samples, so a run may be resumed with another number of ranks. Called
 """
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,9 @@ from pipeline.data.batch import Batch
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, StopRequest, mean_of_floats, stop_on_signals
 from pipeline.storage import writing
+
+MAX_SKIPPED_STEPS = 10
+"""Steps in a row that the engines may skip for gradients that are not finite, before the run is given up."""
 
 
 class TrainerConfig(Config):
@@ -67,7 +71,8 @@ class Stage(Protocol):
             total_samples: where the run ends, for schedules.
 
         Returns:
-            Detached scalars, the same names on every rank; those that end in `_loss` must stay finite.
+            Detached scalars, the same names on every rank. Those that end in `_loss` must stay finite; those that end
+            in `_norm` are what `Engine.step` returns, inf for a skipped step.
         """
         ...
 
@@ -157,13 +162,13 @@ def fit(
         # 3. the data, at exactly the next sample;
         batches = loader.batches(state.samples_seen)
         # 4. the clock, last: it measures training only.
-        pace = Pace(config, state)
-        stopping = False
+        pace, health, stopping = Pace(config, state), Health(), False
         while state.samples_seen < config.total_samples and not stopping:
             batch = pace.waiting_for(batches)
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
             before, state = state, TrainState(state.samples_seen + config.batch_size, state.step + 1)
-            metrics, stopping = _agree(measured, stop, state)
+            metrics, stopping = _agree(measured, stop)
+            health.check(state.step, metrics)
             pace.stepped()
             last = state.samples_seen >= config.total_samples
 
@@ -200,17 +205,11 @@ def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: J
     return TrainState(progress["samples_seen"], progress["step"])
 
 
-def _agree(
-    measured: Mapping[str, Tensor | float], stop: StopRequest, state: TrainState
-) -> tuple[dict[str, float], bool]:
+def _agree(measured: Mapping[str, Tensor | float], stop: StopRequest) -> tuple[dict[str, float], bool]:
     """The step's metrics as means over ranks, and whether any rank was asked to stop: one collective for both."""
     names = sorted(measured)
     *means, stops = mean_of_floats([*(float(measured[name]) for name in names), float(stop.requested)])
-    metrics = dict(zip(names, means, strict=True))
-    for name, value in metrics.items():
-        if name.endswith("_loss") and not math.isfinite(value):
-            raise DivergedError(f"step {state.step}: {name} is {value}; lower the learning rate or set clip_norm")
-    return metrics, stops > 0
+    return dict(zip(names, means, strict=True)), stops > 0
 
 
 def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: Process, state: TrainState) -> None:
@@ -220,6 +219,26 @@ def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: 
     with writing(path) as file:
         Image.fromarray(picture).save(file, format="png")
     journal.picture("preview", path, state.samples_seen)
+
+
+class Health:
+    """Ends a run that has diverged, at once for a loss, after some steps for gradients."""
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at the metrics of a step; the same on all ranks, so all raise or none.
+
+        Raises:
+            DivergedError: a `_loss` is not finite, or a `_norm` has not been for `MAX_SKIPPED_STEPS` steps.
+        """
+        for name, value in metrics.items():
+            self.skipped[name] = 0 if math.isfinite(value) else self.skipped[name] + 1
+            if name.endswith("_loss") and self.skipped[name]:
+                raise DivergedError(f"step {step}: {name} is {value}; lower the learning rate or set clip_norm")
+            if name.endswith("_norm") and self.skipped[name] >= MAX_SKIPPED_STEPS:
+                raise DivergedError(f"step {step}: {name} is {value} for {MAX_SKIPPED_STEPS} steps, none was applied")
 
 
 class Pace:

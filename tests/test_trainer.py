@@ -18,7 +18,16 @@ from pipeline.data.batch import Batch
 from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, start
-from pipeline.trainer import DivergedError, Pace, TrainerConfig, TrainState, due, fit
+from pipeline.trainer import (
+    MAX_SKIPPED_STEPS,
+    DivergedError,
+    Health,
+    Pace,
+    TrainerConfig,
+    TrainState,
+    due,
+    fit,
+)
 from tests.distributed.toys import assemble, make_engine
 from tests.ranks import run_ranks
 
@@ -213,6 +222,16 @@ def test_divergence_names_step_and_term(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="step 7: toy_loss is nan"):
         fit(stage, ToyLoader(process), None, store, journal, process, CONFIG, tmp_path)
     assert journal.events()[-1] == "('committed', 24, 2)"  # nothing of the spoilt step was written down
+
+
+def test_steps_that_never_happen_end_the_run() -> None:
+    health = Health()
+    for step in range(MAX_SKIPPED_STEPS - 1):
+        health.check(step, {"gradient_norm": float("inf"), "ratio": float("nan")})
+    health.check(9, {"gradient_norm": 1.0})
+    with pytest.raises(DivergedError, match="step 29: gradient_norm is inf for 10 steps, none was applied"):
+        for step in range(20, 40):
+            health.check(step, {"gradient_norm": float("inf")})
 
 
 def test_console_line() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,7 +85,10 @@ def _lay_out(parts: Mapping[str, Stateful]) -> tuple[dict[str, Tensor], list[Run
 
 def _write_durably(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata)
+    try:
+        save_file(tensors, partial, metadata)
+    except SafetensorError as error:  # its only name for a full disk
+        raise OSError(f"{partial}: {error}") from None
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         os.fsync(descriptor)

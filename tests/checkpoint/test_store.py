@@ -1,10 +1,12 @@
 """The save protocol under kills, damage and failures, with a small state and one process (two where ranks matter)."""
 import os
+import resource
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,25 @@ def test_a_failed_write_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(writer, "save_file", flaky)
     monkeypatch.setattr(writer.time, "sleep", lambda seconds: None)
     assert save(tmp_path, 1) == 1 and restored(tmp_path) == 1
+
+
+def test_a_full_disk_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    tried = []
+    monkeypatch.setattr(writer.time, "sleep", tried.append)
+    monkeypatch.setattr(Counter, "__init__", partialmethod(Counter.__init__, size=100_000))
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    monkeypatch.undo()
+    assert tried == list(writer.RETRY_SECONDS)
+    assert restored(tmp_path) == 1
+    assert save(tmp_path, 3) > 1 and restored(tmp_path) == 3
 
 
 def test_another_model_is_refused_before_anything_changes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_tools.progress import track
 from pipeline import storage
+from pipeline.checkpoint.package import Package
 from pipeline.config import Config, UserError, config_differences
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DataConfig
@@ -26,7 +27,6 @@ from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardRecord, stats_nam
 from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
 from pipeline.generate import load_autoencoder
-from pipeline.models.package import Package
 
 
 class PrecomputeConfig(Config):

@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.checkpoint.generation import DamagedError, Generation, committed
+from pipeline.checkpoint.package import Package, load_package
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import Config, config_digest, load_config
 from pipeline.data.batch import Batch
@@ -26,7 +27,6 @@ from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process, ProcessConfig, on_main
 from pipeline.export import resolve
 from pipeline.generate import load_autoencoder
-from pipeline.models.package import Package, load_package
 from pipeline.optim import OptimConfig
 from pipeline.run_folder import RunFolder, changes_since_start, claim
 from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig

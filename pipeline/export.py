@@ -17,9 +17,9 @@ import yaml
 from torch import Tensor
 
 from pipeline.checkpoint.generation import MANIFEST, Generation
+from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, WEIGHTS, load_package, save_package
 from pipeline.checkpoint.reader import GenerationReader, newest_verified
 from pipeline.config import UserError, parse_config
-from pipeline.models.package import AUTOENCODER_KIND, UNET_KIND, WEIGHTS, load_package, save_package
 from pipeline.run_folder import RunFolder
 from pipeline.storage import sha256_of
 from pipeline.tracking.journal import read_events

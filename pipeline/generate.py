@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.checkpoint.package import Package, load_package
 from pipeline.config import UserError, parse_config
 from pipeline.data.transforms import to_model, to_uint8
 from pipeline.diffusion.guidance import guided_denoiser
@@ -22,7 +23,6 @@ from pipeline.diffusion.sampling import SAMPLERS, AfterStep, SamplingConfig, unc
 from pipeline.diffusion.schedule import partial_timesteps, spaced_timesteps
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_latent_diffusion
-from pipeline.models.package import Package, load_package
 from pipeline.models.text import NULL_PROMPT, TextTower
 from pipeline.randomness import Draws, Purpose
 

@@ -22,7 +22,6 @@ FLOORS = (
         "pipeline.tracking",
         "pipeline.evaluate",
         "pipeline.quantizers",
-        "pipeline.models.package",  # the file format of a model, which knows no network
     ),
     ("pipeline.distributed", "pipeline.diffusion", "pipeline.losses", "pipeline.optim"),
     (

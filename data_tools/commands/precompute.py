@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from data_tools.precompute import LatentEncoder, PrecomputeConfig, precompute
+    from pipeline.checkpoint.package import load_package
     from pipeline.export import resolve
-    from pipeline.models.package import load_package
 
     settings = {"image_size": args.image_size, "dtype": args.dtype, "batch_size": args.batch_size}
     config = parse_config(settings, PrecomputeConfig, source="tessera-data precompute")

@@ -1,1 +1,1 @@
-"""Generations of the whole training state: whole or absent, verified on load, readable at any world size."""
+"""Generations of the whole training state, whole or absent and readable at any world size; and the exported model."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import EXIT_DONE
 
 if TYPE_CHECKING:
+    from pipeline.checkpoint.package import Package
     from pipeline.data.loader import OrderedReader
     from pipeline.distributed.process import Process
-    from pipeline.models.package import Package
 
 Measured = tuple[dict[str, float], dict[str, Any]]
 """The figures by name, and the stamp of the protocol."""
@@ -36,10 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resolve, measure, write, print."""
+    from pipeline.checkpoint.package import AUTOENCODER_KIND, EVALUATION, load_package
     from pipeline.data.shards import load_manifest
     from pipeline.distributed import process as processes
     from pipeline.export import resolve
-    from pipeline.models.package import AUTOENCODER_KIND, EVALUATION, load_package
     from pipeline.storage import write_json
     from pipeline.tracking.journal import FOLDER as JOURNAL
     from pipeline.tracking.report import write_report

@@ -22,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find the model, copy its folder whole or not at all, say what it is."""
+    from pipeline.checkpoint.package import load_package
     from pipeline.export import resolve
-    from pipeline.models.package import load_package
 
     if args.out.exists():
         raise UserError(f"{args.out}: is there already; choose another --out or remove it")

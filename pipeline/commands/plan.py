@@ -104,10 +104,10 @@ def first_stage_of(config: "ExperimentConfig") -> "AutoencoderConfig":
     Raises:
         UserError: neither is there.
     """
+    from pipeline.checkpoint.package import load_package
     from pipeline.experiment import load_experiment
     from pipeline.export import resolve
     from pipeline.models.autoencoder import AutoencoderConfig
-    from pipeline.models.package import load_package
 
     assert config.autoencoder is not None, "ExperimentConfig checks it"
     if config.autoencoder.endswith(".yaml"):

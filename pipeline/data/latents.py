@@ -27,7 +27,7 @@ class LatentStamp:
     """Where the latents of a manifest come from."""
 
     autoencoder_digest: str
-    """Digest of the exported autoencoder (`pipeline.models.package`)."""
+    """Digest of the exported autoencoder (`pipeline.checkpoint.package`)."""
     dtype: str
     """numpy name of the stored type, `float16` or `float32`."""
     latent_shape: tuple[int, int, int]

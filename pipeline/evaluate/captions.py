@@ -1,4 +1,4 @@
-"""How often pictures show what their captions ask for, attribute by attribute; for drawn shapes only, where it is exact.
+"""How often pictures show what their captions ask for, by attribute; for drawn shapes only, where it is exact.
 
 The pictures are read by `pipeline.data.shapes.read_attributes`, which needs no network, so the figure means obedience
 and nothing else. Called by the evaluation command; the registry's gates look at the figure.

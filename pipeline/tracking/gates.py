@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
+from pipeline.checkpoint.package import Package
 from pipeline.config import Config, UserError, parse_config
-from pipeline.models.package import Package
 from pipeline.tracking.lineage import Lineage
 
 

@@ -11,8 +11,8 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 
+from pipeline.checkpoint.package import UNET_KIND, load_package
 from pipeline.config import UserError
-from pipeline.models.package import UNET_KIND, load_package
 from pipeline.tracking.gates import GateConfig, Verdict, judge
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import answering

@@ -10,8 +10,8 @@ import re
 import tempfile
 from pathlib import Path
 
+from pipeline.checkpoint.package import EVALUATION, Package, load_package
 from pipeline.config import UserError
-from pipeline.models.package import EVALUATION, Package, load_package
 from pipeline.tracking.redact import redact_text
 from pipeline.tracking.server import EXPERIMENT, answering, connect, experiment_id, tracking_uri
 from pipeline.tracking.version import CANDIDATE, CHAMPION, LOG_SUFFIX, Version, evaluation_tags, tags_of, version_of

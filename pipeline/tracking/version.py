@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoint.package import EVALUATION, Package
 from pipeline.config import UserError
-from pipeline.models.package import EVALUATION, Package
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.checkpoint.package import Package, load_package, package_digest, save_package
 from pipeline.config import UserError
-from pipeline.models.package import Package, load_package, package_digest, save_package
 
 
 def autoencoder(folder: Path, seed: int = 0) -> Package:

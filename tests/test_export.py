@@ -10,12 +10,12 @@ import torch
 import yaml
 from PIL import Image
 
+from pipeline.checkpoint.package import load_package
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import UserError
 from pipeline.distributed.fragments import Fragment, Reader
 from pipeline.distributed.process import Process, finish, start
 from pipeline.export import export_run, resolve
-from pipeline.models.package import load_package
 from pipeline.tracking.journal import Journal
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, save_package
 from pipeline.config import UserError
 from pipeline.diffusion.objective import ObjectiveConfig, build_objective
 from pipeline.diffusion.sampling import SamplerName, SamplingConfig
@@ -12,7 +13,6 @@ from pipeline.evaluate.grid import captioned_grid
 from pipeline.generate import Generator
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.latent_diffusion import LatentDiffusionConfig, build_latent_diffusion
-from pipeline.models.package import AUTOENCODER_KIND, UNET_KIND, save_package
 from pipeline.models.text import TrainableTextConfig
 from pipeline.models.unet import UNetConfig
 from pipeline.randomness import Purpose

@@ -9,6 +9,7 @@ import torch
 
 from data_tools.__main__ import main
 from data_tools.precompute import LatentEncoder, PrecomputeConfig, precompute
+from pipeline.checkpoint.package import load_package, save_package
 from pipeline.config import UserError
 from pipeline.data.loader import DataConfig, Loader, sequential
 from pipeline.data.shards import load_manifest
@@ -16,7 +17,6 @@ from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
 from pipeline.generate import load_autoencoder
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
-from pipeline.models.package import load_package, save_package
 from tests.data.small_shards import samples, write_dataset, write_pictures
 
 CPU = torch.device("cpu")

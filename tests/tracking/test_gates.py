@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.checkpoint.package import Package, save_package
 from pipeline.config import UserError, parse_config
 from pipeline.data.shapes import draw_shape
 from pipeline.evaluate.captions import CaptionMeter
 from pipeline.evaluate.reconstruction import CodebookMeter, PictureMeter
-from pipeline.models.package import Package, save_package
 from pipeline.tracking.gates import BoundConfig, GateConfig, judge, load_gates
 
 LINEAGE = {

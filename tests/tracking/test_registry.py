@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline import export
+from pipeline.checkpoint.package import Package, load_package, package_digest, save_package
 from pipeline.command_line import run_program
 from pipeline.config import UserError
-from pipeline.models.package import Package, load_package, package_digest, save_package
 from pipeline.tracking.gates import GateConfig
 from pipeline.tracking.promotion import RacedError, current, history, promote, rollback
 from pipeline.tracking.registry import Registry

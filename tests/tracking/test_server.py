@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.checkpoint.package import load_package, save_package
 from pipeline.config import UserError
-from pipeline.models.package import load_package, save_package
 from pipeline.tracking.gates import GateConfig
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.promotion import history, promote

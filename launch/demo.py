@@ -95,7 +95,12 @@ def run_step(out: Path, name: str, line: str) -> float:
     print(f"\n$ {line}", flush=True)
     program, *words = shlex.split(line)
     start = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", PROGRAMS[program], *words], check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", PROGRAMS[program], *words])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal told the command as well: let it save what it has
+        process.wait()
+        raise
     if code:
         print(f"demo: the step {name} ended with exit code {code}; the same command goes on from here", file=sys.stderr)
         raise SystemExit(code)

@@ -6,7 +6,7 @@ order and hands them to the one loop. Called by `tessera train`, and by the laun
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ from pipeline.distributed.process import Process, ProcessConfig, on_main
 from pipeline.export import resolve
 from pipeline.generate import load_autoencoder
 from pipeline.optim import OptimConfig
-from pipeline.run_folder import RunFolder, changes_since_start, claim
+from pipeline.run_folder import RunFolder, changes_since_start, claim, sole_trainer
 from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig
 from pipeline.tracking.follower import Follower
@@ -106,7 +106,9 @@ def train(config: ExperimentConfig) -> bool:
     """
     process = processes.start(config.process)
     run = RunFolder(Path(config.run))
+    alone = ExitStack()
     try:
+        on_main(process, lambda: alone.enter_context(sole_trainer(run)))
         on_main(process, partial(_claim, config, run, process))
         with _tracked(config, run, process) as journal:
             stage, loader, validation, checkpoints = build(config, run, process)
@@ -116,6 +118,7 @@ def train(config: ExperimentConfig) -> bool:
             journal.ended("finished" if finished else "stopped")
         return finished
     finally:
+        alone.close()
         processes.finish()
 
 

@@ -9,12 +9,16 @@
       samples/         picture grids made through training
       export/          packages made from the newest generation
       quarantine.jsonl samples that did not decode
+      lock             held by the process that trains
       report.html      curves, pictures, restarts
 
 Called by `pipeline.experiment` before anything is built.
 """
 
-from collections.abc import Mapping
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +75,26 @@ class RunFolder:
     def quarantine(self) -> Path:
         """Samples that did not decode."""
         return self.path / "quarantine.jsonl"
+
+
+@contextmanager
+def sole_trainer(run: RunFolder) -> Iterator[None]:
+    """Inside the block no other process of this machine may train the run; the kernel ends the claim with the process.
+
+    Raises:
+        UserError: another one does.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with (run.path / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{run.path} is being trained by process {file.read()}: wait for it, or stop it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def claim(run: RunFolder, config: Config, lineage: Mapping[str, Any], started: bool) -> list[str]:

@@ -21,7 +21,13 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     """`python -m WORDS` in `folder`, its output captured as one text."""
     command = [sys.executable, "-m", *words]
     return subprocess.Popen(
-        command, cwd=folder, env=environment(folder), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=folder,
+        env=environment(folder),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that a kill of the group takes its children along
     )
 
 

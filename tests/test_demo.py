@@ -1,6 +1,7 @@
 """The main job from end to end, in its small recipe: every public command, its artifacts, killed once, run again."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -33,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             break
     else:
         pytest.fail("".join(seen))
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.stdout.close()
     process.wait()
     output = run(folder, *WORDS)

@@ -1,11 +1,12 @@
 """A run folder takes the same run again and refuses another one, naming what differs."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import Config, UserError
-from pipeline.run_folder import RunFolder, claim
+from pipeline.run_folder import RunFolder, claim, sole_trainer
 
 
 class Trainer(Config):
@@ -75,3 +76,11 @@ def test_a_run_without_a_checkpoint_may_be_corrected(tmp_path: Path) -> None:
     claim(run, Experiment(seed=1), {}, started=False)
     assert claim(run, Experiment(seed=2), {}, started=False) == []
     assert "seed: 2" in run.config.read_text()
+
+
+def test_one_trainer_at_a_time(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with sole_trainer(run), pytest.raises(UserError, match=f"is being trained by process {os.getpid()}"), sole_trainer(run):
+        pass
+    with sole_trainer(run):
+        pass

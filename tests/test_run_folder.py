@@ -80,7 +80,8 @@ def test_a_run_without_a_checkpoint_may_be_corrected(tmp_path: Path) -> None:
 
 def test_one_trainer_at_a_time(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    with sole_trainer(run), pytest.raises(UserError, match=f"is being trained by process {os.getpid()}"), sole_trainer(run):
+    told = f"is being trained by process {os.getpid()}"
+    with sole_trainer(run), pytest.raises(UserError, match=told), sole_trainer(run):
         pass
     with sole_trainer(run):
         pass

@@ -1,7 +1,7 @@
 """What the network predicts, in one class for both sides: the loss of training and the denoiser of sampling.
 
 The three parametrisations are noise ("eps", Ho et al., arXiv 2006.11239), velocity ("v", Salimans and Ho,
-arXiv 2202.00512) and the clean latent ("x0"). Weights are min-SNR (Hang et al., arXiv 2303.09556). Used by the
+arXiv 2202.00512) and the clean latent ("x0"). Weights are min-SNR (Hang et al., arXiv 2303.09556) and truncated SNR. Used by the
 diffusion stage and by `pipeline.diffusion.guidance`.
 """
 from dataclasses import dataclass
@@ -25,7 +25,11 @@ class ObjectiveConfig(Config):
     prediction: Prediction = "eps"
     """What the network's output means: the noise, the velocity, or the clean latent."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
-    """Clip of the signal-to-noise ratio in the loss weight (the paper's 5); none weighs every timestep by 1."""
+    """Upper clip of the signal-to-noise ratio in the loss weight (the paper's 5)."""
+    truncated_snr: float | None = Field(default=None, gt=0)
+    """Lower clip of the same ratio (1 in progressive distillation): without it a v loss with `min_snr_gamma` learns
+    nothing where there is only noise, which is where a caption decides what goes where. Neither clip: every timestep
+    weighs 1."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Objective:
     schedule: NoiseSchedule
     prediction: Prediction
     min_snr_gamma: float | None = None
+    truncated_snr: float | None = None
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should say at x_t: [B, ...] like `clean`."""
@@ -55,17 +60,18 @@ class Objective:
         return signal_scale * noised - noise_scale * output
 
     def weights(self) -> Tensor:
-        """Loss weight of each timestep, float64 [num_timesteps]: min(SNR, gamma) on the x0 loss, as the paper has it.
+        """Loss weight of each timestep, float64 [num_timesteps]: SNR, clipped from above and below, on the x0 loss.
 
-        The same weight on an eps loss is min(SNR, gamma) / SNR and on a v loss min(SNR, gamma) / (SNR + 1); written so
-        that they keep their limits, 1 and 0, where a zero-terminal schedule has SNR = 0.
+        The upper clip is min-SNR weighting, the lower one the truncated SNR of arXiv 2202.00512. The same weight on an
+        eps loss is that over SNR and on a v loss that over SNR + 1; written so that they keep their limits where a
+        zero-terminal schedule has SNR = 0.
         """
         snr = self.schedule.snr
-        if self.min_snr_gamma is None:
+        if self.min_snr_gamma is None and self.truncated_snr is None:
             return torch.ones_like(snr)
+        clipped = snr.clamp(min=self.truncated_snr, max=self.min_snr_gamma or torch.inf)
         if self.prediction == "eps":
-            return (self.min_snr_gamma / snr).clamp(max=1.0)
-        clipped = snr.clamp(max=self.min_snr_gamma)
+            return (clipped / snr).nan_to_num(nan=1.0)  # 0 / 0: the limit
         return clipped if self.prediction == "x0" else clipped / (snr + 1.0)
 
     def squared_error(self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -86,4 +92,4 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     """
     if config.prediction == "eps" and config.schedule.zero_terminal_snr:
         raise UserError("prediction: eps cannot be used with zero_terminal_snr; choose v or x0")
-    return Objective(build_schedule(config.schedule), config.prediction, config.min_snr_gamma)
+    return Objective(build_schedule(config.schedule), config.prediction, config.min_snr_gamma, config.truncated_snr)

@@ -54,6 +54,17 @@ def test_eps_weight_keeps_its_limit_where_there_is_no_signal() -> None:
     assert type(objective)(zeroed, "eps", 5.0).weights()[-1] == 1.0
 
 
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_the_lower_clip_keeps_pure_noise_in_the_loss(zero_terminal_snr: bool) -> None:
+    schedule = ScheduleConfig(zero_terminal_snr=zero_terminal_snr)
+    config = ObjectiveConfig(schedule=schedule, prediction="v", min_snr_gamma=5.0, truncated_snr=0.2)
+    objective = build_objective(config)
+    snr, weights = objective.schedule.snr, objective.weights()
+    assert weights[-1] == pytest.approx(0.2 / (float(snr[-1]) + 1), rel=1e-9)
+    plain = build_objective(config.model_copy(update={"truncated_snr": None})).weights()
+    assert torch.equal(weights[snr >= 0.2], plain[snr >= 0.2]) and bool((weights >= plain).all())
+
+
 def test_eps_with_zero_terminal_snr_is_refused() -> None:
     with pytest.raises(UserError, match="eps"):
         build_objective(ObjectiveConfig(schedule=ScheduleConfig(zero_terminal_snr=True)))

@@ -4,6 +4,7 @@ Each source shard becomes one latent shard of the same name, keys and order. A s
 same command again goes on where it stopped. Ranks take every W-th shard and never talk: who finds all shards done
 writes the manifest. Called by `tessera-data precompute`.
 """
+
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

@@ -137,17 +137,22 @@ def _open_data(
     config: ExperimentConfig, run: RunFolder, process: Process, first: Package | None
 ) -> tuple[Loader, Callable[[], Iterable[Batch]] | None]:
     """The endless training stream, and what opens one validation pass."""
-    place = {
-        "rank": process.rank,
-        "world_size": process.world_size,
-        "batch_size": config.trainer.batch_size,
-        "expect_autoencoder": first.digest if first else None,
-    }
-    loader = Loader(config.data.train, config.data, config.seed, quarantine=run.quarantine, **place)
+    expected = first.digest if first else None
+    ranks, size = (process.rank, process.world_size), config.trainer.batch_size
+    loader = Loader(
+        config.data.train,
+        config.data,
+        config.seed,
+        *ranks,
+        batch_size=size,
+        quarantine=run.quarantine,
+        expect_autoencoder=expected,
+    )
     if config.data.validation is None:
         return loader, None
     load_manifest(config.data.validation)  # a wrong path is told now, not at the first validation
-    return loader, partial(sequential, config.data.validation, config.data, **place)
+    url = config.data.validation
+    return loader, partial(sequential, url, config.data, *ranks, batch_size=size, expect_autoencoder=expected)
 
 
 def _build_stage(config: ExperimentConfig, process: Process, first: Package | None) -> Stage:

@@ -3,6 +3,7 @@
 `resolve` turns whatever a user calls a model (registry reference, run folder, exported folder) into such a folder; the
 commands with `--model` call it. Needs no torch.distributed and may run beside the training that it exports from.
 """
+
 import difflib
 import fcntl
 import json

@@ -4,6 +4,7 @@ Each picture has a seed of its own and its noise depends on nothing else, so it 
 starts from a given picture (`init_image`) and repaints a part of one (`mask`). Made from an exported folder by
 `Generator.load` (sample, evaluate), and from the live models by the diffusion stage for its previews.
 """
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

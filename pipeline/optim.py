@@ -2,6 +2,7 @@
 
 Called by `pipeline.distributed.engine` (the optimizer) and by the stages (the learning rate of each step).
 """
+
 import math
 from typing import Any, Literal
 
@@ -58,7 +59,10 @@ def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.AdamW
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
     )
 
 

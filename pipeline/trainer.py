@@ -3,6 +3,7 @@
 `fit` knows neither the model nor the objective (a `Stage` does) nor where numbers go (a `Journal` does). Progress is
 counted in samples, so a run may be resumed with another number of ranks. Called by `pipeline.commands.train`.
 """
+
 import math
 import time
 from collections import Counter

@@ -5,6 +5,7 @@
 `body` is a top-level function of an importable module and may return anything picklable. An exception or a death on
 any rank ends all of them and fails the test with that rank's traceback.
 """
+
 import multiprocessing
 import os
 import socket
@@ -67,8 +68,13 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 
 def _main(sender: Connection, rank: int, world_size: int, port: int, body: Callable[..., Any], args: Any) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
     }
     import torch
 

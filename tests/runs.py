@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[1]
 
 def environment(folder: Path) -> dict[str, str]:
     """Variables of a process that works in `folder`: this code, one thread, a tracking database of its own."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "sqlite:///runs/mlflow.db"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": "sqlite:///runs/mlflow.db",
+    }
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:

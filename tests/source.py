@@ -66,6 +66,4 @@ def import_graph() -> dict[str, frozenset[str]]:
             target = target.rpartition(".")[0]
         return target
 
-    return {
-        name: frozenset(owner(target) for target in module.imports) - {"", name} for name, module in known.items()
-    }
+    return {name: frozenset(owner(target) for target in module.imports) - {"", name} for name, module in known.items()}

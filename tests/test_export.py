@@ -1,4 +1,5 @@
 """The newest good generation becomes a folder that stands alone; any way to name a model leads to one."""
+
 import json
 import shutil
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The generator: pictures that depend on prompt and seed only, start pictures, exact repainting, packages."""
+
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,28 @@ from pipeline.randomness import Purpose
 
 CONFIG = LatentDiffusionConfig(
     unet=UNetConfig(
-        latent_channels=4, channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_factors=(2,),
-        num_heads=2, context_dim=16, num_groups=8,
+        latent_channels=4,
+        channels=16,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_factors=(2,),
+        num_heads=2,
+        context_dim=16,
+        num_groups=8,
     ),
     text=TrainableTextConfig(width=16, num_layers=1, num_heads=2, context_length=12),
     objective=ObjectiveConfig(prediction="v"),
     sampling=SamplingConfig(num_steps=4, guidance_scale=3.0),
 )
 AUTOENCODER = AutoencoderConfig(
-    channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, mid_attention=False, norm_groups=4, latent_channels=4,
-    embedding_dim=4, resolution=32,
+    channels=8,
+    channel_multipliers=(1, 1, 1),
+    num_res_blocks=1,
+    mid_attention=False,
+    norm_groups=4,
+    latent_channels=4,
+    embedding_dim=4,
+    resolution=32,
 )
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 
@@ -116,15 +129,18 @@ def test_the_latent_mask_covers_every_touched_pixel(generator: Generator) -> Non
     assert canvas.latent_mask().nonzero().tolist() == [[0, 0, 1, 2]]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"seeds": [1]}, "seeds"),
-    ({"mask": np.zeros((32, 32), bool)}, "init_image"),
-    ({"image_size": 36}, "multiple of 8"),
-    ({"init_image": picture()[None].repeat(2, 0)}, "init_image"),
-    ({"init_image": picture(), "mask": np.zeros((16, 32), bool)}, "mask"),
-    ({"init_image": picture(), "strength": 0.0}, "strength"),
-    ({"sampling": SamplingConfig(num_steps=1001)}, "num_steps"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"seeds": [1]}, "seeds"),
+        ({"mask": np.zeros((32, 32), bool)}, "init_image"),
+        ({"image_size": 36}, "multiple of 8"),
+        ({"init_image": picture()[None].repeat(2, 0)}, "init_image"),
+        ({"init_image": picture(), "mask": np.zeros((16, 32), bool)}, "mask"),
+        ({"init_image": picture(), "strength": 0.0}, "strength"),
+        ({"sampling": SamplingConfig(num_steps=1001)}, "num_steps"),
+    ],
+)
 def test_what_cannot_be_is_refused(generator: Generator, arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         generator.sample(PROMPTS, **{"seeds": [1, 2, 3], **arguments})

@@ -1,4 +1,5 @@
 """The schedule and the optimizer's groups."""
+
 import math
 
 import pytest

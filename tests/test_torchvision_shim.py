@@ -1,4 +1,5 @@
 """torchvision can be imported wherever its Python part is installed, and a whole installation is left alone."""
+
 import importlib.util
 import subprocess
 import sys

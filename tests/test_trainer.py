@@ -1,4 +1,5 @@
 """The one loop, with a toy stage: exact resume after stops and kills, cadences, order of events, agreement of ranks."""
+
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -118,8 +119,11 @@ class ToyJournal:
 
     def figures(self) -> dict[str, str]:
         """The last value of every metric at every sample: what a chart shows after a resume."""
-        return {line.partition("{")[0] + line[line.index("{") : line.index(":")]: line for line in self.events()
-                if line.startswith("('metrics'")}
+        return {
+            line.partition("{")[0] + line[line.index("{") : line.index(":")]: line
+            for line in self.events()
+            if line.startswith("('metrics'")
+        }
 
 
 def run(

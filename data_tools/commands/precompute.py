@@ -9,6 +9,7 @@ Example:
   torchrun --nproc-per-node 8 -m data_tools precompute --model models:/vq-autoencoder@champion \\
       --data s3://bucket/shards --out s3://bucket/latents --dtype float16 --batch-size 256
 """
+
 import argparse
 import json
 import os

@@ -3,6 +3,7 @@
 The manifest is written last and names every file with its sha256, and itself: a folder without it is unfinished, a
 folder that does not match it is damaged. Written by `store`, read by it, by `reader` and by the export.
 """
+
 import hashlib
 import json
 import re

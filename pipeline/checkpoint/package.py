@@ -4,6 +4,7 @@
 they draw. A `latent-unet` carries the autoencoder that it was trained on as a package of its own in `autoencoder/`.
 Written by `pipeline.export`; read by the generator, the evaluation, the registry and the latent precomputation.
 """
+
 import json
 import os
 import shutil

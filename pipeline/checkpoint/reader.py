@@ -3,6 +3,7 @@
 Every file says in its header which run of which tensor lies where in it; a reader puts together the runs that it is
 asked for, and touches no other byte. Called by `store` and, without torch.distributed, by the export and evaluation.
 """
+
 import json
 import logging
 import math

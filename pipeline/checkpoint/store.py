@@ -5,6 +5,7 @@
 
 A kill at any moment leaves either the old generation or the new one whole. Called by `pipeline.trainer`.
 """
+
 import logging
 import shutil
 from collections.abc import Mapping

@@ -2,6 +2,7 @@
 
 Called by `store` on every rank.
 """
+
 import logging
 import os
 import time

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import EXIT_DONE
+from pipeline.config import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.package import Package
@@ -79,6 +80,8 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
     codebook = CodebookMeter(autoencoder.config.quantizer.num_codes, process.device)
     with torch.no_grad(), _open(args, size, process) as reader:
         for batch in reader.batches(last=args.num):
+            if batch.images is None:
+                raise UserError(f"{args.data}: holds latents; an autoencoder is judged on pictures")
             images = batch.images.to(process.device)  # [B, 3, H, W]
             restored = autoencoder(to_model(images))
             pictures.update(to_uint8(restored.images), images)

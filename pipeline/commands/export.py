@@ -4,6 +4,7 @@ Example:
     tessera export runs/shapes-unet --out shapes-unet
     tessera export models:/latent-unet@champion --out champion --json
 """
+
 import argparse
 import json
 import shutil

@@ -129,9 +129,7 @@ def manifest_of(config: "ExperimentConfig") -> "Manifest | None":
         return None
 
 
-def storage_of(
-    config: "ExperimentConfig", parts: "list[Part]", manifest: "Manifest | None"
-) -> dict[str, int]:
+def storage_of(config: "ExperimentConfig", parts: "list[Part]", manifest: "Manifest | None") -> dict[str, int]:
     """Bytes at rest: data, the latents that a first stage will give, and checkpoints with one being written."""
     from pipeline.plan.estimate import generation_bytes
 

@@ -10,6 +10,7 @@ Example:
 
 Exit codes: 0 done, 1 refused by a gate or damaged, 2 wrong use or no server.
 """
+
 import argparse
 import json
 import sys

@@ -1,4 +1,5 @@
 """What the loader hands to a stage: one rank's part of one global batch."""
+
 from dataclasses import dataclass, field
 
 from torch import Tensor

@@ -2,6 +2,7 @@
 
 Called by the loader; the config is part of every experiment.
 """
+
 from typing import Literal
 
 from pydantic import Field

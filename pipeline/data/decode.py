@@ -3,6 +3,7 @@
 The fastest library that handles a file exactly gets it (libjpeg-turbo for JPEG, OpenCV for PNG), and Pillow the odd
 ones: CMYK, EXIF rotation, other formats. Called by the picture decoder of the loader.
 """
+
 import io
 
 import cv2

@@ -4,6 +4,7 @@ Blocks are cut from the sample axis of the whole dataset (`order.py`), so a bloc
 and more where it straddles shards. Of each `.tar.idx` only the offsets at block boundaries are kept. Called by the
 source, which fetches blocks, and by the reader, which names a bad sample's shard.
 """
+
 from dataclasses import dataclass
 from threading import Lock
 

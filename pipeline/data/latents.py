@@ -4,6 +4,7 @@ A latent shard mirrors an images shard: same name, keys and order, members `{key
 quantisation, not normalised), `{key}.txt` and, with a frozen text tower, `{key}.text.npy`. Written by
 `data_tools.precompute`, read by the loader, which refuses latents of another autoencoder.
 """
+
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -4,6 +4,7 @@
 same samples in the same order for every world size, and its whole state is that one number. `OrderedReader` serves each
 sample once, in the order of the manifest. Called by the experiment, the evaluation and precomputation.
 """
+
 import math
 from collections.abc import Iterator
 from contextlib import closing

@@ -9,6 +9,7 @@ and batch size never enter. Called by the loader; the fetcher uses the same arit
 The bijection is a Feistel network (Luby and Rackoff, 1988) on the next even power of two with cycle walking (Black and
 Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
 """
+
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -2,6 +2,7 @@
 
 Every random choice is a `Draws` number keyed on epoch and sample. Called by the reader, from its decoding threads.
 """
+
 from collections.abc import Sequence
 
 import cv2

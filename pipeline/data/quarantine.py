@@ -3,6 +3,7 @@
 Called by the reader. The file is JSON lines, `{"sample_id", "shard", "place", "reason", "rank"}`, appended to by every
 rank; `tessera-data mask` takes it as it is.
 """
+
 import json
 import os
 from pathlib import Path

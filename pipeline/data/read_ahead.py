@@ -4,6 +4,7 @@ It plans some batches ahead so that their blocks travel early, decodes a few ahe
 bounded queue. It ends when its consumer closes it, drops it, fails, is interrupted, or when the interpreter exits.
 Called by the loader.
 """
+
 import queue
 import threading
 import time

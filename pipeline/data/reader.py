@@ -3,6 +3,7 @@
 Called by the loader's read-ahead thread, one call at a time; only decoding is spread over threads, since the decoders
 release the interpreter lock.
 """
+
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

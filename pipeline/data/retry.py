@@ -1,4 +1,5 @@
 """Reads from an object store, tried again with growing pauses. Called by the index and the source, in their threads."""
+
 import random
 import time
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """What a decoder makes of one tar sample; the reader knows only this, not whether it holds pictures or latents."""
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

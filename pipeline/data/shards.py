@@ -5,6 +5,7 @@ sample starts), `00000.parquet` (one row per input) and `00000_stats.json` (writ
 `manifest.json` names them all. Called by `data_tools`, which writes this, and by the loader, which reads it; the bytes
 inside a tar are the business of `pipeline.data.tar`.
 """
+
 import hashlib
 import json
 from collections.abc import Iterable

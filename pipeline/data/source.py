@@ -4,6 +4,7 @@ One block is one ranged read. Failures of the store are tried again with growing
 substitute for them would make the stream depend on the weather. Bytes that arrive but are not a tar are another matter:
 the block counts as damaged, and the reader replaces its samples. Called by the reader.
 """
+
 import os
 from collections import OrderedDict
 from collections.abc import Iterable

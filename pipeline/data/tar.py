@@ -5,6 +5,7 @@ no file object. Writes USTAR with fixed time, owner and mode: the same samples g
 as WebDataset does: the key is the path up to the first dot of its last component. Called by the loader and
 `data_tools`.
 """
+
 import re
 import tarfile
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,5 @@
 """Pixels as bytes and as numbers of the models. Called by the stages, the generator, the evaluation, precomputation."""
+
 import torch
 from torch import Tensor
 

@@ -3,6 +3,7 @@
 Joins the three things that a sampler must not know: the network, its parametrisation and the guidance. Used by
 `pipeline.generate` and the diffusion stage's preview.
 """
+
 from collections.abc import Callable
 
 import torch

@@ -1,9 +1,10 @@
 """What the network predicts, in one class for both sides: the loss of training and the denoiser of sampling.
 
 The three parametrisations are noise ("eps", Ho et al., arXiv 2006.11239), velocity ("v", Salimans and Ho,
-arXiv 2202.00512) and the clean latent ("x0"). Weights are min-SNR (Hang et al., arXiv 2303.09556) and truncated SNR. Used by the
-diffusion stage and by `pipeline.diffusion.guidance`.
+arXiv 2202.00512) and the clean latent ("x0"). Weights are min-SNR (Hang et al., arXiv 2303.09556) and
+truncated SNR. Used by the diffusion stage and by `pipeline.diffusion.guidance`.
 """
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,6 +5,7 @@ clean latent, so the samplers know neither network nor parametrisation nor guida
 noise, or a partly noised picture. The step after the last timestep leads to abar = 1, the clean latent. Coefficients
 are python floats (float64). Used by `pipeline.generate` and the diffusion stage's preview.
 """
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol

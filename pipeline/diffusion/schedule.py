@@ -4,6 +4,7 @@ A schedule is one table, abar[t] = product of (1 - beta) up to t, built in float
 x_t = sqrt(abar) * x0 + sqrt(1 - abar) * noise (Ho et al., arXiv 2006.11239, eq. 4). Used by the objective (training)
 and by the samplers, so both see the same numbers.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

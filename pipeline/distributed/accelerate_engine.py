@@ -2,6 +2,7 @@
 
 Built by `engine.build_engine`.
 """
+
 import warnings
 from contextlib import AbstractContextManager
 from typing import Any

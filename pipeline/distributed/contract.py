@@ -2,6 +2,7 @@
 
 Implemented by `deepspeed_engine` and `accelerate_engine`, chosen by `engine.build_engine`, used by the stages.
 """
+
 import math
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol

@@ -3,6 +3,7 @@
 Forward goes through the bare module: DeepSpeed's hooks on outputs would take any other autograd pass through an
 output, such as the one that weighs two losses, for the backward. Built by `engine.build_engine`.
 """
+
 import os
 import sys
 import warnings

@@ -3,6 +3,7 @@
 Each rank averages the fp32 pieces that it holds, so an update needs no communication and, under ZeRO 1-3, 1/N of
 the memory. Made by the stages; `applied()` lends the averaged weights to validation, previews and samples.
 """
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -4,6 +4,7 @@ A stage runs its forward through the engine, hands it one loss for one backward,
 low precision is `autocast()`. Both engines give the same losses. Called by the stages; state goes to
 `pipeline.checkpoint` as fragments, and `Ema` averages the pieces that each rank holds.
 """
+
 from collections.abc import Callable
 
 import torch

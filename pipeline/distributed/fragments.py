@@ -4,6 +4,7 @@ A rank describes what it owns as runs of whole, named tensors; a checkpoint stor
 size, ZeRO stage or engine asks for the runs that it needs. Spoken by the engines, the averages and the stages'
 own state; stored and read by `pipeline.checkpoint`.
 """
+
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 Under torchrun or Slurm the rendezvous comes from the environment; without it the process is a world of one, which
 needs no port. Every other room asks here and never `torch.distributed`, so each works in a plain process as well.
 """
+
 import itertools
 import logging
 import os

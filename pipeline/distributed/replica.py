@@ -2,6 +2,7 @@
 
 All ranks hold the same bits, so each writes its share of them and reads everything. Called by both engines.
 """
+
 import torch
 from torch import nn
 from torch.optim import AdamW

@@ -3,6 +3,7 @@
 Names are those of DeepSpeed 0.19; tests/distributed compares every stage with plain torch.
 Called by `deepspeed_engine`.
 """
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,6 +3,7 @@
 The pictures are read by `pipeline.data.shapes.read_attributes`, which needs no network, so the figure means obedience
 and nothing else. Called by the evaluation command; the registry's gates look at the figure.
 """
+
 from collections.abc import Sequence
 from dataclasses import fields
 

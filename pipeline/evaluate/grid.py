@@ -1,4 +1,5 @@
 """Several pictures on one sheet, each with its caption underneath: what previews and `tessera sample` show."""
+
 import math
 import textwrap
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 Called by the evaluation command and the registry's gates; two figures are comparable when their stamps are equal.
 """
+
 from importlib.metadata import version
 from typing import Any
 

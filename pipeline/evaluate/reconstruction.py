@@ -3,6 +3,7 @@
 Each adds up sums in float64 and reduces them over ranks once, at the end, so the result is that of one process over
 the whole set whatever the ranks and batch sizes. Called by the autoencoder's stage and the evaluation command.
 """
+
 import torch
 from torch import Tensor
 

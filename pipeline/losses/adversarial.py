@@ -2,6 +2,7 @@
 
 Esser et al., "Taming Transformers for High-Resolution Image Synthesis", 2021, equation 7. Called by the stage.
 """
+
 from collections.abc import Callable
 
 import torch

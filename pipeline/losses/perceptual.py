@@ -3,6 +3,7 @@
 The package gives the network's slices and the calibrated linear layers; the distance itself stands here, because the
 package's normalisation has no finite gradient where all features are zero. Called by `reconstruction`.
 """
+
 from pathlib import Path
 from typing import Any, Self
 

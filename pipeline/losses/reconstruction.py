@@ -2,6 +2,7 @@
 
 All in float32 on pictures in [-1, 1]. Called by the stage of the autoencoder.
 """
+
 from pathlib import Path
 
 from pydantic import Field, model_validator

@@ -5,6 +5,7 @@ Names, order and paddings of the layers are those of taming-transformers and lat
 buffers that the validation pass sets; quantisation belongs to `decode`. Pictures are float in [-1, 1].
 Shapes: B pictures, f = downsample_factor, d = embedding_dim. Called by both stages, the sampler and precomputation.
 """
+
 from typing import NamedTuple
 
 import torch

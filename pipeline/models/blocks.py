@@ -4,6 +4,7 @@ The blocks, their names and their paddings are those of taming-transformers and 
 "Taming Transformers", 2021; Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022),
 so that their weights load by name. Shapes: B pictures, C channels, H x W pixels. Called by `autoencoder`.
 """
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

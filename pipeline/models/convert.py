@@ -4,6 +4,7 @@ Our own names are CompVis' names for everything that both have, so that map only
 by renaming module by module. Neither layout has a place for the mean and std of the latents: whoever trains on them
 elsewhere must take them along. Called by `tessera export` and by whoever continues a published first stage.
 """
+
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -3,6 +3,7 @@
 GroupNorm takes the place of the usual BatchNorm: a logit then depends on its own picture alone, so the game is the
 same on any number of ranks and real and reconstructed pictures can share one batch. Called by the autoencoder's stage.
 """
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn

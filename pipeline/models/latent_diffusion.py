@@ -4,6 +4,7 @@
 since its weights are known by name. Built by `pipeline.stages.diffusion` and `pipeline.generate`.
 Shapes: B pictures, C x H x W latent, T text tokens, D context width.
 """
+
 import torch
 from torch import Tensor, nn
 

@@ -5,6 +5,7 @@ open_clip name. Both are open_clip's TextTransformer (the CLIP tower of arXiv 21
 tokens. The null prompt of classifier-free guidance is the encoding of the empty caption, in training as in sampling.
 Built by `pipeline.stages.diffusion`, `pipeline.generate` and latent precomputation.
 """
+
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal

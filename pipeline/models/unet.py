@@ -5,6 +5,7 @@ latent, a timestep and text states. Parameters and layer order are those of LDM 
 the weights of SD map one to one. Built by `pipeline.stages.diffusion` and `pipeline.generate`.
 Shapes: B pictures, C channels, H x W latent pixels, T text tokens, D context width, E time width.
 """
+
 from collections.abc import Sequence
 from typing import Self
 

@@ -4,6 +4,7 @@ Follows the LDM / Stable Diffusion UNet (Rombach et al., arXiv 2112.10752) layer
 Shapes: B pictures, C channels, H x W latent pixels, N = H*W positions, T text tokens, D context width, E time width.
 Called by `pipeline.models.unet` only.
 """
+
 import math
 
 import torch
@@ -156,9 +157,7 @@ class SpatialTransformer(nn.Module):
         inner = num_heads * head_dim
         self.norm = GroupNorm(num_groups, channels, eps=1e-6)
         self.project_in = nn.Linear(channels, inner) if linear_projections else nn.Conv2d(channels, inner, 1)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(inner, context_dim, num_heads, head_dim) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(inner, context_dim, num_heads, head_dim) for _ in range(depth))
         self.project_out = zeroed(nn.Linear(inner, channels) if linear_projections else nn.Conv2d(inner, channels, 1))
         self.linear_projections, self.position_code = linear_projections, position_code
 

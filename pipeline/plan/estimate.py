@@ -124,9 +124,7 @@ def speed_of(
     )
 
 
-def _exchange_seconds(
-    parts: Sequence[Part], gpu: Gpu, zero_stage: int, num_gpus: int, gpus_per_node: int
-) -> float:
+def _exchange_seconds(parts: Sequence[Part], gpu: Gpu, zero_stage: int, num_gpus: int, gpus_per_node: int) -> float:
     """A ring pass moves (N - 1) / N of the fp32 weights: two a step (gradients in, weights out), three on ZeRO 3.
 
     Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020, section 7.

@@ -64,9 +64,7 @@ def make_plan(parts: Sequence[Part], storage: Mapping[str, int], world: World) -
     """The figures for these networks in this world."""
     gpu, per_gpu = GPUS[world.gpu], world.batch_size // world.num_gpus
     memory = {s: memory_per_gpu(parts, s, world.num_gpus, per_gpu, world.bucket_elements) for s in range(4)}
-    speed = speed_of(
-        parts, gpu, world.bf16, world.zero_stage, world.num_gpus, world.gpus_per_node, world.batch_size
-    )
+    speed = speed_of(parts, gpu, world.bf16, world.zero_stage, world.num_gpus, world.gpus_per_node, world.batch_size)
     slow, fast = (world.total_samples / rate / 3600 for rate in speed.images_per_second)
     usable = int(gpu.memory_gib * GIB * USABLE)
     binds = "memory" if memory[world.zero_stage].total > usable else speed.binds

@@ -1,4 +1,5 @@
 """Vector quantizers: the union of their configs and the table that builds them."""
+
 from typing import Annotated
 
 from pydantic import Field

@@ -3,6 +3,7 @@
 N vectors of width d, K codes; latents are maps [B, d, h, w] with one vector at each place. Called by the
 autoencoder (forward, assign, lookup) and by its stage (update).
 """
+
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 

@@ -5,6 +5,7 @@ from k-means over the global batch, and codes that fall out of use are placed an
 draws keyed on the step alone (Dhariwal et al., "Jukebox", 2020; Lancucki et al., "Robust Training of Vector Quantized
 Bottleneck Models", 2020). `forward` changes nothing; the stage calls `update`.
 """
+
 from typing import Literal
 
 import torch

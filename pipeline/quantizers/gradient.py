@@ -3,6 +3,7 @@
 The commitment weight stands on the encoder's term, as in the paper; `legacy` puts it on the codebook's term, as
 taming-transformers and latent-diffusion do, for continuing their checkpoints. Called by the autoencoder.
 """
+
 from typing import Literal
 
 import torch

@@ -3,6 +3,7 @@
 Every rank holds the same number of vectors, and the global order is that of the ranks; nothing but sums of the size
 of the codebook travels. Called by the quantizer of moving averages.
 """
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,6 +3,7 @@
 Vectors and codes are walked in tiles, so memory is bounded whatever the codebook and the batch. On unit vectors
 the nearest code is also the one of the largest cosine, so one search serves both. Called by the quantizers.
 """
+
 import torch
 from torch import Tensor
 

@@ -5,6 +5,7 @@ reconstruction, the adaptive weight is computed from them, and exactly one engin
 the network (one pass, where the usual way takes three, and no autograd pass meets a partitioned weight).
 Implements the trainer's `Stage`; built by `pipeline.experiment`.
 """
+
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

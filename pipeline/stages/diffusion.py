@@ -4,6 +4,7 @@ One engine, "unet", trains `LatentDiffusion` (with the text tower inside when th
 follows it. Noise, timestep and caption drop of a sample are draws keyed on (epoch, sample id), so a run is the same at
 any world size. Built by `pipeline.experiment`, driven by `pipeline.trainer`.
 """
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 

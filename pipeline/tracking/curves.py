@@ -3,6 +3,7 @@
 Long curves are thinned into buckets whose spread is drawn as a band, so that no spike disappears; values that are not
 finite are red marks on the ground line. Called by the report.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 `tessera train` opens a `Follower` on rank 0. Training never waits for it and never hears of its troubles: its lines go
 to RUN/journal/follower.log. When the trainer is gone without a word, its run is marked KILLED.
 """
+
 import argparse
 import logging
 import os

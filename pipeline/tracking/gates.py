@@ -3,6 +3,7 @@
 Pure: facts and bounds in, verdicts out. The bounds stand in a YAML file (configs/promote.yaml), one section for each
 registered model. Called by `promotion`.
 """
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,7 @@ def _judge_origin(package: Package, evaluation: Mapping[str, Any] | None) -> Ver
     return Verdict("evaluation", f"of {measured[:12]}", f"of {package.digest[:12]}", measured == package.digest)
 
 
-def _judge_metrics(
-    evaluation: Mapping[str, Any], champion: Mapping[str, Any], gates: GateConfig
-) -> Iterator[Verdict]:
+def _judge_metrics(evaluation: Mapping[str, Any], champion: Mapping[str, Any], gates: GateConfig) -> Iterator[Verdict]:
     """Each bound against its metric; the champion counts only where it was measured in the same way."""
     values = evaluation.get("metrics", {})
     comparable = champion.get("protocol") is not None and champion["protocol"] == evaluation.get("protocol")

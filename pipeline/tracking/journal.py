@@ -4,6 +4,7 @@ Training writes here and nowhere else; the shipper, the report and the registry 
 same run) has its own file `RUN/journal/events-000.jsonl`, so a torn last line of a killed attempt harms nothing. After
 a resume from an older checkpoint the steps between are done again: `read_events` gives every step once.
 """
+
 import contextlib
 import json
 import logging

@@ -3,6 +3,7 @@
 `tessera train` writes it to RUN/lineage.json, the export completes it with how far training had come, and the
 registry refuses to promote a version whose record has gaps.
 """
+
 import json
 import platform
 import subprocess

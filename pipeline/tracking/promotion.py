@@ -5,6 +5,7 @@ an entry of a log, kept as the versions of a model `NAME.promotions`, whose numb
 entry counts only if it names the entry before it as the one it was decided on, so of two that were decided on the same
 state exactly one counts; the alias then follows the log. Called by `tessera registry promote` and `rollback`.
 """
+
 import getpass
 import json
 import time

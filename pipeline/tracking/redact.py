@@ -2,6 +2,7 @@
 
 Called by the journal before anything is written and by the shipper before anything is sent.
 """
+
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -4,6 +4,7 @@ A version is an exported folder stored as artifacts, with its digests and measur
 loading it runs no code. Aliases say what it is for: `candidate`, `champion`, `previous` (see `promotion`). Called by
 `tessera registry` and by `pipeline.export.resolve`.
 """
+
 import difflib
 import os
 import re

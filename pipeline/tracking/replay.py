@@ -3,6 +3,7 @@
 Each of them may be repeated after a crash without a second trace: MLflow drops a metric that it has, params of the
 same value are accepted, pictures are compared with the server's list. Called by the shipper, and by nobody else.
 """
+
 import contextlib
 import json
 import socket

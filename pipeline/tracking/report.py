@@ -3,6 +3,7 @@
 Curves, pictures, restarts, evaluation, lineage and config, from the journal and the run folder. Written at the end of
 `tessera train`; by hand it is `python -m pipeline.tracking.report RUN`.
 """
+
 import base64
 import io
 import json

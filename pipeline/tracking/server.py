@@ -2,6 +2,7 @@
 
 MLflow is imported on the first call only. Called by the shipper and the registry.
 """
+
 import fcntl
 import logging
 import os

@@ -4,6 +4,7 @@ Only what cannot be done again is sent: everything up to the last committed gene
 has ended. The server may be away for as long as it likes; the next call sends what is missing. `tessera train` keeps a
 `pipeline.tracking.follower` beside itself; by hand it is `python -m pipeline.tracking.shipper RUN [--uri URI]`.
 """
+
 import argparse
 import contextlib
 import fcntl

@@ -2,6 +2,7 @@
 
 Made and read by `registry`; shown by `tessera registry`, judged by `promotion`.
 """
+
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,5 @@
 """An exported folder: what goes in comes out, its digest names the content, half a folder is never seen."""
+
 import hashlib
 import os
 import shutil

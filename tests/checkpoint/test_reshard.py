@@ -1,4 +1,5 @@
 """Save on one (ranks, engine, ZeRO stage), restore on another: the same bits, and the same training after."""
+
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def resume_many_layers(root: Path) -> dict[str, float]:
     process = start()
     differences = {}
     for variant, config in VARIANTS.items():
+
         def make(config: EngineConfig = config) -> Engine:
             torch.manual_seed(0)
             layers = [m for _ in range(10) for m in (torch.nn.Linear(300, 300), torch.nn.SiLU())]

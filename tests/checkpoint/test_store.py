@@ -1,4 +1,5 @@
 """The save protocol under kills, damage and failures, with a small state and one process (two where ranks matter)."""
+
 import os
 import resource
 import shutil

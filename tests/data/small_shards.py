@@ -1,4 +1,5 @@
 """Small datasets for the tests of the loader: noise pictures whose first pixels spell their number."""
+
 import hashlib
 import io
 

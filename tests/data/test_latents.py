@@ -1,4 +1,5 @@
 """Latents know their autoencoder, come back as float32, and are refused when another one made them."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,5 @@
 """The loader on real tars: exact, elastic, endless; it survives bad samples, and its threads always end (P1-P9)."""
+
 import io
 import json
 import subprocess

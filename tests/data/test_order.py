@@ -1,4 +1,5 @@
 """The order is a bijection of every epoch, the same everywhere, independent of world size, well mixed (P1-P5, P8)."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

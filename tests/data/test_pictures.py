@@ -1,4 +1,5 @@
 """Every odd picture file gives the expected pixels or is refused; resizing keeps means; crops stay inside."""
+
 import io
 
 import cv2

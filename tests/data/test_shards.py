@@ -1,4 +1,5 @@
 """The shard contract: manifests survive a round trip, indexes are Energon's, and mistakes name their remedy."""
+
 import numpy as np
 import pytest
 
@@ -22,7 +23,10 @@ MANIFEST = Manifest("images", (ShardRecord("00000.tar", 3, 4096, "ab"), ShardRec
 def test_names():
     name = shard_name(7)
     assert (name, index_name(name), table_name(name), stats_name(name)) == (
-        "00007.tar", "00007.tar.idx", "00007.parquet", "00007_stats.json",
+        "00007.tar",
+        "00007.tar.idx",
+        "00007.parquet",
+        "00007_stats.json",
     )
 
 

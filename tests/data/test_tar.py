@@ -1,4 +1,5 @@
 """Tar bytes: every flavour of header gives the same samples, ours are canonical, damage is named with its offset."""
+
 import io
 import tarfile
 

@@ -1,4 +1,5 @@
 """Pixels to model numbers and back without loss."""
+
 import torch
 
 from pipeline.data.transforms import to_model, to_uint8

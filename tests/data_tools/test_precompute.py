@@ -1,4 +1,5 @@
 """Precomputed latents equal online ones, mirror their source, survive interruptions, and never mix two models."""
+
 import json
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 """Guidance extrapolates, rescaling restores the conditional spread, and a scale of 1 costs one evaluation."""
+
 import torch
 from torch import Tensor
 

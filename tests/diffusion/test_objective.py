@@ -1,4 +1,5 @@
 """Parametrisations invert each other; min-SNR weights against the published table; finite everywhere."""
+
 import pytest
 import torch
 
@@ -9,11 +10,14 @@ from pipeline.diffusion.schedule import ScheduleConfig
 TIMESTEPS = [0, 100, 250, 500, 750, 999]
 
 
-@pytest.mark.parametrize("prediction, golden", [
-    ("eps", [0.00425362, 0.591443, 1, 1, 1, 1]),
-    ("v", [0.00425, 0.528883, 0.673793, 0.276333, 0.0561698, 0.00466010]),
-    ("x0", [5, 5, 2.06553, 0.381850, 0.0595127, 0.00468192]),
-])
+@pytest.mark.parametrize(
+    "prediction, golden",
+    [
+        ("eps", [0.00425362, 0.591443, 1, 1, 1, 1]),
+        ("v", [0.00425, 0.528883, 0.673793, 0.276333, 0.0561698, 0.00466010]),
+        ("x0", [5, 5, 2.06553, 0.381850, 0.0595127, 0.00468192]),
+    ],
+)
 def test_min_snr_weights(prediction: Prediction, golden: list[float]) -> None:
     weights = build_objective(ObjectiveConfig(prediction=prediction, min_snr_gamma=5.0)).weights()
     assert weights[TIMESTEPS].tolist() == pytest.approx(golden, rel=5e-6)

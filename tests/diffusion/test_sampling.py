@@ -1,4 +1,5 @@
 """Samplers with the exact denoiser of a Gaussian reach its exact mean and variance; identities between samplers."""
+
 import math
 
 import pytest

@@ -1,4 +1,5 @@
 """Noise schedules against their published tables; timestep lists for every count."""
+
 import pytest
 import torch
 
@@ -19,10 +20,30 @@ DIT = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02)
 
 # abar at t, computed from the published betas in float64 and printed to the digits given
 GOLDEN = [
-    (SD, {0: "0.99915000", 100: "0.89422348", 250: "0.67379263", 500: "0.27633268", 750: "0.05616985",
-          900: "0.01415114", 999: "0.00466010"}),
-    (LDM_VQ, {0: "0.99850000", 100: "0.82311704", 250: "0.50842433", 500: "0.11492200", 750: "0.00833414",
-              900: "0.00087253", 999: "0.00014230"}),
+    (
+        SD,
+        {
+            0: "0.99915000",
+            100: "0.89422348",
+            250: "0.67379263",
+            500: "0.27633268",
+            750: "0.05616985",
+            900: "0.01415114",
+            999: "0.00466010",
+        },
+    ),
+    (
+        LDM_VQ,
+        {
+            0: "0.99850000",
+            100: "0.82311704",
+            250: "0.50842433",
+            500: "0.11492200",
+            750: "0.00833414",
+            900: "0.00087253",
+            999: "0.00014230",
+        },
+    ),
     (INPAINT, {0: "0.99850000", 500: "0.10767675", 999: "0.00009691"}),
     (SUPER_RESOLUTION, {0: "0.99850000", 500: "0.15007005", 999: "0.00066867"}),
     (DIT, {0: "0.99990000", 500: "0.07779666", 999: "0.00004036"}),
@@ -36,16 +57,18 @@ def test_alphas_cumprod_of_published_schedules(config: ScheduleConfig, table: di
     assert {t: f"{abar[t]:.8f}" for t in table} == table
 
 
-@pytest.mark.parametrize("config, smallest, largest", [(SD, 0.029167, 14.6146), (LDM_VQ, 0.038759, 83.8225),
-                                                       (DIT, 0.010001, 157.41)])
+@pytest.mark.parametrize(
+    "config, smallest, largest", [(SD, 0.029167, 14.6146), (LDM_VQ, 0.038759, 83.8225), (DIT, 0.010001, 157.41)]
+)
 def test_sigma_range(config: ScheduleConfig, smallest: float, largest: float) -> None:
     sigma = build_schedule(config).snr.rsqrt()
     assert sigma[0].item() == pytest.approx(smallest, rel=1e-4)
     assert sigma[-1].item() == pytest.approx(largest, rel=1e-4)
 
 
-@pytest.mark.parametrize("config, abar_500, abar_998", [(SD, "0.24101878", "1.96788806e-07"),
-                                                        (LDM_VQ, "0.10957699", "1.42717e-08")])
+@pytest.mark.parametrize(
+    "config, abar_500, abar_998", [(SD, "0.24101878", "1.96788806e-07"), (LDM_VQ, "0.10957699", "1.42717e-08")]
+)
 def test_zero_terminal_rescale(config: ScheduleConfig, abar_500: str, abar_998: str) -> None:
     abar = build_schedule(config.model_copy(update={"zero_terminal_snr": True})).alphas_cumprod
     assert abar[999] == 0.0

@@ -1,4 +1,5 @@
 """Both engines, every ZeRO stage, two ranks: the same training as plain torch with averaged gradients."""
+
 import glob
 from typing import Any
 
@@ -54,7 +55,9 @@ def check_plain(variant: str, process: Process) -> dict[str, Any]:
     params = {key: value for key, value in state.items() if key.startswith("param/")}
     moments = {
         f"{field}/{name}": plain.adam.state[p][field]
-        for name, p in plain.module.named_parameters() if p.requires_grad for field in ("exp_avg", "exp_avg_sq")
+        for name, p in plain.module.named_parameters()
+        if p.requires_grad
+        for field in ("exp_avg", "exp_avg_sq")
     }
     engine.backward(engine(images(9, process.rank)).image.sum() * float("nan"))
     invalid = engine.step(1.0)

@@ -1,4 +1,5 @@
 """Start, stop and the small collectives in a world of one, and what a wrong environment says."""
+
 import os
 import signal
 from typing import Any

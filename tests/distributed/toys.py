@@ -1,4 +1,5 @@
 """Small models and plain-torch references that the tests of engines, averages and checkpoints share."""
+
 from typing import NamedTuple
 
 import torch

@@ -1,4 +1,5 @@
 """Caption accuracy of pictures whose faults are known."""
+
 import numpy as np
 
 from pipeline.data.shapes import draw_shape

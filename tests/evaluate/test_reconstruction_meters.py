@@ -1,4 +1,5 @@
 """Meters against independent computations; sums over any split of a set."""
+
 import math
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Hinge losses, and the adaptive weight against autograd on the weight itself."""
+
 import pytest
 import torch
 from torch import nn

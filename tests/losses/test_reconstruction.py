@@ -1,4 +1,5 @@
 """Terms of the reconstruction loss, and what the perceptual one refuses."""
+
 from pathlib import Path
 
 import pytest

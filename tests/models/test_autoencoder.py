@@ -1,4 +1,5 @@
 """The autoencoder: shapes, layout, exact round trips, normalisation, determinism."""
+
 import pytest
 import torch
 
@@ -18,8 +19,14 @@ CODEBOOKS = [
 
 def small(**options: object) -> AutoencoderConfig:
     base = {
-        "channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_groups": 4, "latent_channels": 5,
-        "embedding_dim": 3, "resolution": 16, "quantizer": CODEBOOKS[0],
+        "channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+        "latent_channels": 5,
+        "embedding_dim": 3,
+        "resolution": 16,
+        "quantizer": CODEBOOKS[0],
     }
     return AutoencoderConfig(**(base | options))
 
@@ -97,11 +104,20 @@ def test_equal_seeds_give_equal_networks_and_leave_the_global_generator_alone() 
 def test_names_are_those_of_the_taming_layout() -> None:
     names = set(Autoencoder(small(attention_resolutions=(8,))).state_dict())
     wanted = {
-        "encoder.conv_in.weight", "encoder.down.0.block.0.norm1.weight", "encoder.down.0.downsample.conv.bias",
-        "encoder.down.1.block.0.nin_shortcut.weight", "encoder.down.1.attn.0.proj_out.weight",
-        "encoder.mid.block_1.conv2.weight", "encoder.mid.attn_1.q.weight", "encoder.norm_out.weight",
-        "decoder.up.1.upsample.conv.weight", "decoder.up.1.attn.1.k.weight", "decoder.up.0.block.1.conv1.weight",
-        "decoder.conv_out.bias", "quant_conv.weight", "post_quant_conv.bias",
+        "encoder.conv_in.weight",
+        "encoder.down.0.block.0.norm1.weight",
+        "encoder.down.0.downsample.conv.bias",
+        "encoder.down.1.block.0.nin_shortcut.weight",
+        "encoder.down.1.attn.0.proj_out.weight",
+        "encoder.mid.block_1.conv2.weight",
+        "encoder.mid.attn_1.q.weight",
+        "encoder.norm_out.weight",
+        "decoder.up.1.upsample.conv.weight",
+        "decoder.up.1.attn.1.k.weight",
+        "decoder.up.0.block.1.conv1.weight",
+        "decoder.conv_out.bias",
+        "quant_conv.weight",
+        "post_quant_conv.bias",
     }
     assert wanted <= names
     unwanted = ("decoder.up.0.upsample", "down.1.downsample", "up.0.attn")

@@ -1,4 +1,5 @@
 """Conversions: every tensor arrives, under a name that the other code knows, and computes the same."""
+
 import pytest
 import torch
 
@@ -12,8 +13,14 @@ from pipeline.torchvision_shim import declare_missing_operators
 
 def config(**options: object) -> AutoencoderConfig:
     base = {
-        "channels": 32, "channel_multipliers": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (8,),
-        "norm_groups": 32, "latent_channels": 5, "embedding_dim": 3, "resolution": 32,
+        "channels": 32,
+        "channel_multipliers": (1, 2, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (8,),
+        "norm_groups": 32,
+        "latent_channels": 5,
+        "embedding_dim": 3,
+        "resolution": 32,
         "quantizer": GradientCodebookConfig(num_codes=16, cosine=False),
     }
     return AutoencoderConfig(**(base | options))

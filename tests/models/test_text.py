@@ -1,4 +1,5 @@
 """Text towers: tokens, the null prompt, training and freezing, digests, and refusal of what is not there."""
+
 from pathlib import Path
 
 import pytest

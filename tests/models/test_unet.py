@@ -1,4 +1,5 @@
 """The UNet: published parameter counts, zero start, timestep embedding, precision, checkpointing."""
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,7 +10,12 @@ from pipeline.models.unet_blocks import GroupNorm, position_code, timestep_embed
 SD1 = UNetConfig(num_heads=8)
 SD2 = UNetConfig(head_dim=64, context_dim=1024, linear_projections=True)
 SMALL = UNetConfig(
-    channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_factors=(1, 2), num_heads=2, context_dim=12,
+    channels=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_factors=(1, 2),
+    num_heads=2,
+    context_dim=12,
     num_groups=8,
 )
 
@@ -63,10 +69,13 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 # float64 values of arXiv 2006.11239's embedding at frequency indices 0, 1, 159 of 160
-@pytest.mark.parametrize("t, cosines, sines", [
-    (500, [-0.88384927, 0.70275046, 0.99859780], [-0.46777181, 0.71143642, 0.05293793]),
-    (1, [0.54030231, 0.58650378, 0.99999999], [0.84147098, 0.80994649, 0.00010593]),
-])
+@pytest.mark.parametrize(
+    "t, cosines, sines",
+    [
+        (500, [-0.88384927, 0.70275046, 0.99859780], [-0.46777181, 0.71143642, 0.05293793]),
+        (1, [0.54030231, 0.58650378, 0.99999999], [0.84147098, 0.80994649, 0.00010593]),
+    ],
+)
 def test_timestep_embedding(t: int, cosines: list[float], sines: list[float]) -> None:
     embedding = timestep_embedding(torch.tensor([t]), 320)[0]
     assert embedding[[0, 1, 159]].tolist() == pytest.approx(cosines, abs=1e-7)

@@ -1,4 +1,5 @@
 """Moving-average codebook: the averages, the fit, the revival, and equality over ranks."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,5 @@
 """Straight-through VQ: exact values, and gradients against the formulas of the paper."""
+
 import pytest
 import torch
 from torch.nn import functional as F

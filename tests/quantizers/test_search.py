@@ -1,4 +1,5 @@
 """The tiled search against the whole distance matrix."""
+
 import pytest
 import torch
 from hypothesis import given

@@ -1,4 +1,5 @@
 """The first stage against a plain-torch VQGAN step, on every engine and over ranks; its turns, its validation."""
+
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,14 @@ GLOBAL_BATCH = 4
 
 def stage_config(start_step: int | None = 1, quantizer: object = GRADIENT) -> AutoencoderStageConfig:
     model = AutoencoderConfig(
-        channels=8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2, latent_channels=4, embedding_dim=4,
-        resolution=16, quantizer=quantizer,
+        channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        norm_groups=2,
+        latent_channels=4,
+        embedding_dim=4,
+        resolution=16,
+        quantizer=quantizer,
     )
     game = None
     if start_step is not None:
@@ -127,9 +134,7 @@ def test_leaf_method_equals_plain_torch(engine: str) -> None:
     assert [row["adaptive_weight"] for row in rows[1:]] == pytest.approx(lambdas, rel=1e-4)
 
 
-def trained_over_ranks(
-    engine: str, quantizer: object
-) -> tuple[dict[str, np.ndarray], list[float], dict[str, float]]:
+def trained_over_ranks(engine: str, quantizer: object) -> tuple[dict[str, np.ndarray], list[float], dict[str, float]]:
     """Weights, lambdas and validation of a short run; one batch of the validation is empty on the second rank."""
     process = start()
     stage = make_stage(stage_config(quantizer=quantizer), engine)

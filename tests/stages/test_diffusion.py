@@ -1,4 +1,5 @@
 """The diffusion stage: learns, drops captions as asked, keys its draws on samples, validates exactly over ranks."""
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,8 +24,14 @@ from tests.ranks import run_ranks
 
 CONFIG = DiffusionStageConfig(
     unet=UNetConfig(
-        latent_channels=4, channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_factors=(2,),
-        num_heads=2, context_dim=16, num_groups=8,
+        latent_channels=4,
+        channels=16,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_factors=(2,),
+        num_heads=2,
+        context_dim=16,
+        num_groups=8,
     ),
     text=TrainableTextConfig(width=16, num_layers=1, num_heads=2, context_length=12),
     objective=ObjectiveConfig(prediction="v", min_snr_gamma=5.0),
@@ -37,8 +44,14 @@ CAPTIONS = ["a red circle", "a blue square", "a green star"]
 
 def first_stage() -> Autoencoder:
     config = AutoencoderConfig(
-        channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1, mid_attention=False, norm_groups=4,
-        latent_channels=4, embedding_dim=4, resolution=32,
+        channels=8,
+        channel_multipliers=(1, 1, 1),
+        num_res_blocks=1,
+        mid_attention=False,
+        norm_groups=4,
+        latent_channels=4,
+        embedding_dim=4,
+        resolution=32,
     )
     autoencoder = Autoencoder(config, seed=3)
     autoencoder.latent_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
@@ -83,6 +96,7 @@ def test_draws_depend_on_sample_and_epoch_only(single: None) -> None:
     whole, part, later = batch([4, 5, 6, 7]), batch([6]), batch([6], epoch=1)
     one = stage()
     like = torch.zeros(1, 4, 8, 8)
+
     def draws(b: Batch) -> list[torch.Tensor]:
         return [one._noise(Purpose.NOISE, b.epochs, b.sample_ids, like), one._timesteps(b)]
 

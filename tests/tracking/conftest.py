@@ -1,4 +1,5 @@
 """A fresh local tracking server for each test: creating its database takes seconds, so it is made once and copied."""
+
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING

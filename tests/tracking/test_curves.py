@@ -1,4 +1,5 @@
 """Drawn curves hide nothing: extremes survive thinning, marks stand where the values stand, ticks are round."""
+
 from xml.etree import ElementTree
 
 import pytest

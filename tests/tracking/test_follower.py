@@ -1,4 +1,5 @@
 """The follower ends with its trainer, sends what it left, and tells a kill from an end."""
+
 import signal
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 """Gates: each one can refuse, none is skipped, and a champion only counts under the same protocol."""
+
 from pathlib import Path
 from typing import Any
 

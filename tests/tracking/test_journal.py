@@ -1,4 +1,5 @@
 """The journal survives kills, keeps floats exact, and shows each step once however often a run was resumed."""
+
 import json
 import math
 import os

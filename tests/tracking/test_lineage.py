@@ -1,4 +1,5 @@
 """The record knows which code ran: of a checkout, of a launcher's copy, and nothing of somebody else's checkout."""
+
 import json
 import subprocess
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Secrets are hidden wherever they stand; words that only look like one are left alone."""
+
 import pytest
 
 from pipeline.tracking.redact import HIDDEN, redact, redact_text

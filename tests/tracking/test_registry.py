@@ -1,4 +1,5 @@
 """The registry on a real MLflow store: one package is one version, files prove themselves, promoters race safely."""
+
 import json
 import shutil
 import threading
@@ -112,9 +113,7 @@ def test_exchanged_files_are_found(registry: Registry, tmp_path: Path) -> None:
     assert tessera("registry", "verify", "vq-autoencoder") == 1
 
 
-def test_deleting_the_training_run_leaves_the_model(
-    client: "MlflowClient", registry: Registry, tmp_path: Path
-) -> None:
+def test_deleting_the_training_run_leaves_the_model(client: "MlflowClient", registry: Registry, tmp_path: Path) -> None:
     training = client.create_run(client.create_experiment("tessera"), tags={"tessera.run_uid": "u1"}).info.run_id
     folder = tmp_path / "m"
     lineage = LINEAGE | {"run_uid": "u1"}

@@ -1,4 +1,5 @@
 """One page with everything in it, and nothing outside of it."""
+
 import json
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The tracking server's address and its refusals; and, slowly, everything once through a real server over HTTP."""
+
 import json
 import os
 import signal
@@ -55,8 +56,7 @@ def test_refused_addresses(uri: str, error: type[Exception], words: str) -> None
 @pytest.mark.slow
 def test_two_processes_may_create_the_database(tmp_path: Path) -> None:
     program = (
-        "import sys; from pipeline.tracking.server import connect;"
-        "print(len(connect(sys.argv[1]).search_experiments()))"
+        "import sys; from pipeline.tracking.server import connect;print(len(connect(sys.argv[1]).search_experiments()))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/runs/x.db"]

@@ -1,4 +1,5 @@
 """Replay into a real MLflow store: exactly once, only what is settled, whatever dies in between."""
+
 import json
 import logging
 import os

@@ -34,4 +34,3 @@ def test_twenty_steps_of_each_stage_give_the_stored_losses(tmp_path: Path) -> No
     for kind in NAMES:
         assert len(found[kind]) == 20
         assert found[kind] == pytest.approx(stored[kind], rel=TOLERANCE)
-        assert found[kind][-1] < found[kind][0], "it learns"

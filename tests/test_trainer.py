@@ -1,5 +1,6 @@
 """The one loop, with a toy stage: exact resume after stops and kills, cadences, order of events, agreement of ranks."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -196,13 +197,18 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, number: int) -
     assert journal.figures() == reference.figures()
 
 
+def run_and_die(folder: Path, at: int) -> None:
+    """A run that kills its own process at a step."""
+    run(folder, at_step=ask_to_stop(at, signal.SIGKILL))
+
+
 @pytest.mark.parametrize("at", [1, 4, 9])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, at: int) -> None:
     _, whole, reference, _ = run(tmp_path / "whole")
-    if (child := os.fork()) == 0:
-        run(tmp_path / "cut", at_step=ask_to_stop(at, signal.SIGKILL))
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    child = multiprocessing.get_context("spawn").Process(target=run_and_die, args=(tmp_path / "cut", at))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     _, resumed, journal, _ = run(tmp_path / "cut")
     assert equal(resumed.state(), whole.state())
     assert journal.figures() == reference.figures()

@@ -110,13 +110,13 @@ class EmaQuantizer(Quantizer):
         age = step - self.config.start_step
         if age < 0:
             return
-        vectors = as_vectors(self.prepare(latent))  # [N, d]
+        vectors, per_sample = as_vectors(self.prepare(latent)), latent[0, 0].numel()  # [N, d], h w
         if age == 0:
-            self.embedding.adopt(*fit_codes(vectors, self.num_codes, self.seed))
+            self.embedding.adopt(*fit_codes(vectors, per_sample, self.num_codes, self.seed))
             self.active.fill_(True)
             return
         counts, sums = code_statistics(vectors, codes.flatten(), self.num_codes)
         self.embedding.average(counts, sums, self.config.decay)
         if age % self.config.revive_every_steps == 0:
-            drawn = draw_vectors(vectors, self.num_codes, self.seed, step)  # [K, d]
+            drawn = draw_vectors(vectors, per_sample, self.num_codes, self.seed, step)  # [K, d]
             self.embedding.revive(drawn, self.config.revive_below_share)

@@ -1,7 +1,7 @@
 """Statistics, draws and k-means over the vectors of all ranks, as if they lay in one place.
 
-Every rank holds the same number of vectors, and the global order is that of the ranks; nothing but sums of the size
-of the codebook travels. Called by the quantizer of moving averages.
+Every rank holds as many samples, and sample i of the global batch lies on rank i % world_size, as the loader deals
+them; nothing but sums of the size of the codebook travels. Called by the quantizer of moving averages.
 """
 
 import numpy as np
@@ -23,23 +23,26 @@ def code_statistics(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Ten
     return joined[:, 0], joined[:, 1:]
 
 
-def draw_vectors(vectors: Tensor, num_draws: int, seed: int, step: int) -> Tensor:
+def draw_vectors(vectors: Tensor, per_sample: int, num_draws: int, seed: int, step: int) -> Tensor:
     """Vectors of the global batch drawn by (seed, step): [N, d] on each rank -> [num_draws, d], equal on all ranks.
 
     No vector is drawn twice before every one has been drawn once.
+
+    Args:
+        vectors: sample after sample, `per_sample` vectors each.
     """
     total = len(vectors) * world_size()
     keys = Draws(seed).uniform(Purpose.CODEBOOK, [0], [step], max(total, num_draws))[0]
     places = torch.from_numpy(np.argsort(keys, kind="stable")[:num_draws] % total).to(vectors.device)
-    local = places - rank() * len(vectors)
-    held = (local >= 0) & (local < len(vectors))
-    rows = vectors[local.clamp(0, len(vectors) - 1)] * held[:, None]
+    sample, within = places // per_sample, places % per_sample
+    held = sample % world_size() == rank()
+    rows = vectors[sample // world_size() * per_sample + within] * held[:, None]
     return all_reduce_sum(rows)
 
 
-def fit_codes(vectors: Tensor, num_codes: int, seed: int) -> tuple[Tensor, Tensor]:
+def fit_codes(vectors: Tensor, per_sample: int, num_codes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Lloyd's k-means over the vectors [N, d] of all ranks: codes [K, d] and their counts [K]; collective."""
-    codes = draw_vectors(vectors, num_codes, seed, step=0)
+    codes = draw_vectors(vectors, per_sample, num_codes, seed, step=0)
     for _ in range(KMEANS_ITERATIONS):
         counts, sums = code_statistics(vectors, nearest_codes(vectors, codes), num_codes)
         codes = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], codes)

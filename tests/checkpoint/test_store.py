@@ -110,6 +110,7 @@ class Killer:
 def save_killed(folder: Path, value: int, killer: Killer) -> bool:
     """Save in a forked process with the killer in it; True when the save ended before the killer struck."""
     if (child := os.fork()) == 0:
+        torch.set_num_threads(1)  # the parent's pool of threads is not in this process
         killer.install()
         save(folder, value, keep=1)
         os._exit(0)

@@ -108,8 +108,7 @@ def train(config: ExperimentConfig) -> bool:
     run = RunFolder(Path(config.run))
     alone = ExitStack()
     try:
-        on_main(process, lambda: alone.enter_context(sole_trainer(run)))
-        on_main(process, partial(_claim, config, run, process))
+        on_main(process, partial(_claim, config, run, process, alone))
         with _tracked(config, run, process) as journal:
             stage, loader, validation, checkpoints = build(config, run, process)
             with closing(loader):
@@ -163,12 +162,16 @@ def _build_stage(config: ExperimentConfig, process: Process, first: Package | No
     return DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, load_autoencoder(first))
 
 
-def _claim(config: ExperimentConfig, run: RunFolder, process: Process) -> None:
-    """Make or reopen the run folder; a second stage gets its own copy of the first, so that no alias can move it."""
+def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: ExitStack) -> None:
+    """Make or reopen the run folder; a second stage gets its own copy of the first, so that no alias can move it.
+
+    What the config names is looked up first, so that a mistake leaves no folder behind; `alone` holds the claim.
+    """
     first = None
     if config.autoencoder is not None:
         first = load_package(run.autoencoder if run.autoencoder.exists() else resolve(config.autoencoder))
     lineage = _lineage(config, process, first)
+    alone.enter_context(sole_trainer(run))
     started = bool(committed(run.checkpoints))
     for change in claim(run, config, lineage.model_dump(mode="json"), started):
         print(f"{run.path}: changed since its start: {change}")

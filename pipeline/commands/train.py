@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return EXIT_DONE
     if is_finished(config):
-        print(f"{config.run}: already trained on {config.trainer.total_samples} samples")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{config.run}: already trained on {config.trainer.total_samples} samples")
         return EXIT_DONE
     # A stop that a launcher asked for is no failure: srun and torchrun would end the ranks that still save.
     finished = train(config) or STOP_FILE in os.environ

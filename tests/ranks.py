@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 
@@ -39,7 +40,7 @@ def run_ranks(body: Callable[..., Any], world_size: int, *args: Any, timeout_sec
         workers.append(worker)
         pipes.append(receiver)
     try:
-        return _collect(pipes, time.monotonic() + timeout_seconds)
+        return _collect(workers, pipes, time.monotonic() + timeout_seconds)
     finally:
         for worker in workers:
             worker.join(timeout=5)
@@ -48,7 +49,7 @@ def run_ranks(body: Callable[..., Any], world_size: int, *args: Any, timeout_sec
                 worker.join()
 
 
-def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
+def _collect(workers: list[BaseProcess], pipes: list[Connection], deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(pipes):
         waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
@@ -60,7 +61,9 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
             try:
                 failed, results[rank] = pipes[rank].recv()
             except EOFError:
-                raise AssertionError(f"rank {rank} died without a word") from None
+                workers[rank].join(timeout=5)
+                code = workers[rank].exitcode
+                raise AssertionError(f"rank {rank} died without a word (exit code {code})") from None
             if failed:
                 raise AssertionError(f"rank {rank} failed:\n{results[rank]}")
     return [results[rank] for rank in range(len(pipes))]

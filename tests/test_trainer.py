@@ -135,7 +135,7 @@ def run(
     variant: str = "accelerate",
     at_step: Callable[[int], None] | None = None,
 ) -> tuple[TrainState, ToyStage, ToyJournal, ToyLoader]:
-    process = process or Process()
+    process = process or start()
     folder.mkdir(exist_ok=True)
     stage, loader = ToyStage(process, variant, at_step), ToyLoader(process, digest)
     journal = ToyJournal(folder / f"journal-{process.rank}")

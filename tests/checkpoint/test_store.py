@@ -23,7 +23,7 @@ from pipeline.checkpoint.reader import newest_verified, read_tensors
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import UserError
 from pipeline.distributed.fragments import Fragment, Reader, written_slices
-from pipeline.distributed.process import Process, RankError, start
+from pipeline.distributed.process import Process, RankError, barrier, start
 from tests.ranks import run_ranks
 
 
@@ -304,6 +304,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
     counter = Counter(-1)
     results["fallback"] = store.restore({"counter": counter})
     results["whole"] = bool(counter.weight.eq(1).all())
+    barrier()  # nobody reads the generation that is damaged next
     if rank == 1:
         damage_flip(committed(folder)[0] / "rank-00000.safetensors")
     try:

@@ -1,16 +1,18 @@
 """Emoji with their Unicode names as captions, rendered from the Noto Color Emoji font of the system.
 
-The font's bitmaps are 136 x 128 pixels. Single code points need plain Pillow; sequences (skin tones, "woman with
-rocket") need a Pillow that can shape text with libraqm. A sequence that the font knows comes out as one glyph, so the
-font itself tells which of the candidates exist. Called by `tessera-data draw emoji`.
+The list of emoji is that of the package `emoji` (Unicode's emoji-test with the names of CLDR); the font's bitmaps are
+136 x 128 pixels. Single code points need plain Pillow; sequences (flags, families, skin tones) need a Pillow that can
+shape text with libraqm. A sequence that the font knows comes out as one glyph, so the font itself tells which of the
+list it can draw. Called by `tessera-data draw emoji`.
 """
 
+import re
 import shutil
 import subprocess
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+import emoji
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
@@ -21,17 +23,10 @@ BITMAP_PIXELS = 109
 """The one size at which this bitmap font can be opened."""
 
 CANVAS = 136
-BLOCKS = (range(0xA9, 0xAF), range(0x2000, 0x3300), range(0x1F000, 0x1FB00))
-JOINER, PICTURE_STYLE = "\u200d", "\ufe0f"
-SKIN_TONES = {
-    "\U0001f3fb": "light",
-    "\U0001f3fc": "medium-light",
-    "\U0001f3fd": "medium",
-    "\U0001f3fe": "medium-dark",
-    "\U0001f3ff": "dark",
-}
-GENDERS = {"\u2640": "woman", "\u2642": "man"}
-PEOPLE = {"\U0001f468": "man", "\U0001f469": "woman", "\U0001f9d1": "person"}
+PICTURE_STYLE = "\ufe0f"
+_FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0061-\U000e007f]+")
+"""Two regional letters, or a black flag with the tags of a part of a country."""
+_TONES = re.compile(r"((?: (?:medium-)?(?:light|dark)| medium) skin tone)")
 
 
 def find_font() -> Path:
@@ -62,12 +57,8 @@ class EmojiFont:
             raise UserError(f"{path}: {error}; give a bitmap emoji font such as {FONT_NAME}") from None
 
     def captions(self) -> dict[str, str]:
-        """Text to draw -> caption: single code points in their order, then the sequences that this font knows."""
-        found = {text: name for text, name in _named_symbols() if self._is_drawn(text)}
-        if self._joins:
-            pairs = dict(filter(self._is_one_glyph, _pairs(found)))
-            found |= pairs | dict(filter(self._is_one_glyph, _toned(found | pairs)))
-        return found
+        """Text to draw -> caption, in the order of Unicode's list: every emoji of it that this font can draw."""
+        return {text: caption for text, caption in _named_emoji() if self._is_drawn(text)}
 
     def draw(self, text: str, image_size: int) -> np.ndarray:
         """The picture of one emoji on white: uint8 [image_size, image_size, 3], filtered down from the bitmap."""
@@ -80,35 +71,23 @@ class EmojiFont:
         return np.asarray(image.resize((image_size, image_size), Image.Resampling.LANCZOS))
 
     def _is_drawn(self, text: str) -> bool:
-        mask = self._font.getmask(text, mode="RGBA")
-        return mask.getbbox() is not None
-
-    def _is_one_glyph(self, candidate: tuple[str, str]) -> bool:
-        """True when the parts join; parts that do not are set side by side, each as wide as one."""
-        return bool(self._font.getlength(candidate[0]) == self._font.getlength("\U0001f600"))
-
-
-def _named_symbols() -> Iterator[tuple[str, str]]:
-    """(character, lower-case name) of every symbol or punctuation mark in the blocks where emoji live."""
-    for block in BLOCKS:
-        for text in map(chr, block):
-            name = unicodedata.name(text, "")
-            if name and unicodedata.category(text)[0] in "SP" and text not in SKIN_TONES:
-                yield text, name.lower().removeprefix("emoji component ")
+        """Whether `text` comes out as one glyph; parts that do not join are set side by side, each as wide as one."""
+        if not self._joins and len(text) > 1:
+            return False
+        one_glyph = self._font.getlength(text) == self._font.getlength("\U0001f600")
+        return bool(one_glyph) and self._font.getmask(text, mode="RGBA").getbbox() is not None
 
 
-def _pairs(singles: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(text, caption) of every candidate of two joined parts: anything + gender sign, person + thing."""
-    for base, name in singles.items():
-        for sign, word in GENDERS.items():
-            yield base + JOINER + sign + PICTURE_STYLE, f"{name}, {word}"
-        for person, word in PEOPLE.items():
-            if base not in GENDERS:
-                yield person + JOINER + base, f"{word} with {name}"
+def _named_emoji() -> Iterator[tuple[str, str]]:
+    """(text, caption) of every emoji of Unicode's list, in the form that it recommends."""
+    wanted = (emoji.STATUS["component"], emoji.STATUS["fully_qualified"])
+    for text, entry in sorted(emoji.EMOJI_DATA.items()):
+        if entry["status"] in wanted:
+            plain = text.removesuffix(PICTURE_STYLE)  # one code point where one is enough, for Pillow without raqm
+            yield plain if len(plain) == 1 else text, _caption(plain, entry["en"])
 
 
-def _toned(known: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(text, caption) of everything known with each skin tone after its first part, where that may be a human."""
-    for text, name in known.items():
-        for tone, word in SKIN_TONES.items():
-            yield text[0] + tone + text[1:], f"{name}, {word} skin tone"
+def _caption(text: str, name: str) -> str:
+    """The name as words: `:waving_hand_dark_skin_tone:` -> `waving hand, dark skin tone`; a country is its flag."""
+    words = name.strip(":").replace("_", " ")
+    return f"flag of {words}" if _FLAG.fullmatch(text) else _TONES.sub(r",\1", words)

@@ -13,8 +13,11 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from pipeline.checkpoint.package import Package
-from pipeline.config import Config, UserError, parse_config
+from pipeline.config import Config, UserError, config_differences, parse_config
 from pipeline.tracking.lineage import Lineage
+
+VALUE_CHARACTERS = 120
+"""Longest value in the table of verdicts."""
 
 
 class BoundConfig(Config):
@@ -25,7 +28,7 @@ class BoundConfig(Config):
     max: float | None = None
     """At most this much; less is better."""
     not_worse_by: float | None = None
-    """May fall behind the champion's value by this much, if both were measured under one protocol."""
+    """May fall behind the champion's value by this much; both must have been measured under one protocol."""
 
     @model_validator(mode="after")
     def _one_direction(self) -> "BoundConfig":
@@ -54,6 +57,22 @@ class GateConfig(Config):
     """Bounds by the name of the metric in evaluation.json."""
     may_lack: tuple[str, ...] = ()
     """Fields that the lineage need not have, such as git_commit for code that was installed as a package."""
+    approval: bool = False
+    """True when a person must have approved the version: `tessera registry approve`, or its tag `approved_by`."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the registry knows and the package does not."""
+
+    evaluation: Mapping[str, Any] | None = None
+    """Content of the version's evaluation.json."""
+    champion: Mapping[str, Any] | None = None
+    """The same of the champion that it would replace; None if there is none."""
+    autoencoder: str | None = None
+    """Registered version of the autoencoder that a latent-unet was trained on; None if there is none."""
+    approved_by: str | None = None
+    """Who approved it."""
 
 
 @dataclass(frozen=True)
@@ -91,31 +110,26 @@ def load_gates(path: Path | str, name: str, kind: str) -> GateConfig:
     return parse_config(section, GateConfig, source=f"{place}: {name if name in sections else kind}")
 
 
-def judge(
-    package: Package,
-    evaluation: Mapping[str, Any] | None,
-    champion: Mapping[str, Any] | None,
-    autoencoder: str | None,
-    gates: GateConfig,
-) -> list[Verdict]:
-    """Every gate's verdict on a package whose files were verified.
-
-    Args:
-        evaluation, champion: content of evaluation.json of the package, and of the champion that it would replace.
-        autoencoder: registered version of the autoencoder that a latent-unet was trained on; None if there is none.
-    """
+def judge(package: Package, facts: Facts, gates: GateConfig) -> list[Verdict]:
+    """Every gate's verdict on a package whose files were verified."""
+    approved = _present("approval", bool(facts.approved_by), facts.approved_by, "`tessera registry approve`")
     return [
         _judge_lineage(package, gates),
-        _present("preview", (package.folder / "preview.png").is_file()),
-        *([_present("autoencoder", autoencoder is not None, autoencoder)] if package.autoencoder else []),
-        _judge_origin(package, evaluation),
-        *_judge_metrics(evaluation or {}, champion or {}, gates),
+        _present("preview", (package.folder / "preview.png").is_file(), None, "in the package"),
+        *([_judge_autoencoder(facts.autoencoder)] if package.autoencoder else []),
+        _judge_origin(package, facts.evaluation),
+        *_judge_protocol(facts.evaluation or {}, facts.champion, gates),
+        *_judge_metrics(facts.evaluation or {}, facts.champion or {}, gates),
+        *([approved] if gates.approval else []),
     ]
 
 
-def _present(gate: str, there: bool, value: str | None = None) -> Verdict:
-    bound = "a registered version" if gate == "autoencoder" else "in the package"
+def _present(gate: str, there: bool, value: str | None, bound: str) -> Verdict:
     return Verdict(gate, (value or "there") if there else "missing", bound, there)
+
+
+def _judge_autoencoder(ref: str | None) -> Verdict:
+    return _present("autoencoder", ref is not None, ref, "a registered version")
 
 
 def _judge_lineage(package: Package, gates: GateConfig) -> Verdict:
@@ -134,12 +148,22 @@ def _judge_origin(package: Package, evaluation: Mapping[str, Any] | None) -> Ver
     return Verdict("evaluation", f"of {measured[:12]}", f"of {package.digest[:12]}", measured == package.digest)
 
 
+def _judge_protocol(
+    evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None, gates: GateConfig
+) -> Iterator[Verdict]:
+    """Where a figure must not fall behind the champion's, both must have been measured in the same way."""
+    if champion is None or all(bound.not_worse_by is None for bound in gates.metrics.values()):
+        return
+    changes = config_differences({"p": champion.get("protocol")}, {"p": evaluation.get("protocol")})
+    found = "; ".join(line.removeprefix("p.") for line in changes)[:VALUE_CHARACTERS] or "equal"
+    yield Verdict("protocol", found, "the champion's; `tessera evaluate` both alike", not changes)
+
+
 def _judge_metrics(evaluation: Mapping[str, Any], champion: Mapping[str, Any], gates: GateConfig) -> Iterator[Verdict]:
-    """Each bound against its metric; the champion counts only where it was measured in the same way."""
-    values = evaluation.get("metrics", {})
-    comparable = champion.get("protocol") is not None and champion["protocol"] == evaluation.get("protocol")
+    """Each bound against its metric, and against the champion's."""
+    values, rivals = evaluation.get("metrics", {}), champion.get("metrics", {})
     for name, bound in gates.metrics.items():
-        rival = champion.get("metrics", {}).get(name) if comparable else None
+        rival = rivals.get(name)
         sign = ">=" if bound.min is not None else "<="
         text = f"{sign} {bound.limit(rival):.6g}"
         if rival is not None and bound.not_worse_by is not None:

@@ -9,16 +9,30 @@ import difflib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint.package import EVALUATION, Package, load_package
 from pipeline.config import UserError
 from pipeline.tracking.redact import redact_text
 from pipeline.tracking.server import EXPERIMENT, answering, connect, experiment_id, tracking_uri
-from pipeline.tracking.version import CANDIDATE, CHAMPION, LOG_SUFFIX, Version, evaluation_tags, tags_of, version_of
+from pipeline.tracking.version import (
+    CANDIDATE,
+    CHAMPION,
+    DIGEST_TAG,
+    LOG_SUFFIX,
+    Version,
+    evaluation_tags,
+    tags_of,
+    version_of,
+)
 
 MODELS_EXPERIMENT = "tessera-models"
 """Registered folders have runs of their own there: cleaning up training runs never deletes a registered model."""
+
+MANY = 10
+"""Versions that an error message names."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/v?(?P<number>\d+))?")
@@ -39,15 +53,21 @@ class Registry:
     def names(self) -> list[str]:
         """All registered models."""
         with answering(self.uri):
-            found = [model.name for model in self.client.search_registered_models()]
+            found = [model.name for model in _pages(self.client.search_registered_models)]
         return sorted(name for name in found if not name.endswith(LOG_SUFFIX))
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, oldest first."""
-        aliases = self._aliases(name)
+        aliases = self.aliases(name)
         with answering(self.uri):
-            found = self.client.search_model_versions(f"name='{name}'")
+            found = _pages(self.client.search_model_versions, f"name='{name}'")
         return sorted((version_of(v, aliases) for v in found), key=lambda version: version.number)
+
+    def rows(self, log: str) -> list[tuple[int, dict[str, str]]]:
+        """Number and tags of every entry of a log, oldest first; none if there is no such log."""
+        with answering(self.uri):
+            found = _pages(self.client.search_model_versions, f"name='{log}'")
+        return sorted((int(row.version), dict(row.tags)) for row in found)
 
     def find(self, ref: str) -> Version:
         """The version that `models:/name@alias`, `models:/name/7`, `name@alias` or `name/7` means.
@@ -57,23 +77,39 @@ class Registry:
         match = _REFERENCE.fullmatch(ref)
         if match is None:
             raise UserError(f"{ref}: a registered model is written models:/NAME@ALIAS or models:/NAME/7")
-        versions = self.versions(match["name"])
+        name, aliases = match["name"], self.aliases(match["name"])
         if match["number"]:
-            found = [version for version in versions if version.number == int(match["number"])]
-            there = ", ".join(str(version.number) for version in versions)
+            number: int | None = int(match["number"])
+        elif match["alias"] or CHAMPION in aliases:
+            number = aliases.get(match["alias"] or CHAMPION)
         else:
-            alias = match["alias"] or CHAMPION
-            found = [version for version in versions if alias in version.aliases]
-            there = ", ".join(sorted({f"@{alias}" for version in versions for alias in version.aliases})) or "no alias"
-            found = found or (versions[-1:] if match["alias"] is None else [])
-        if not found:
-            raise UserError(f"{ref}: no such version; {match['name']} has {there}")
-        return found[0]
+            number = max((version.number for version in self.versions(name)), default=None)
+        found = self._version(name, number, aliases) if number else None
+        if found is None:
+            there = ", ".join(f"@{alias}" for alias in sorted(aliases)) or "no alias"
+            numbers = ", ".join(str(version.number) for version in self.versions(name)[-MANY:]) or "none"
+            raise UserError(f"{ref}: no such version; {name} has {there}, and the newest versions are {numbers}")
+        return found
+
+    def _version(self, name: str, number: int, aliases: dict[str, int]) -> Version | None:
+        """One version, if it is there."""
+        from mlflow.exceptions import MlflowException
+
+        with answering(self.uri):
+            try:
+                return version_of(self.client.get_model_version(name, str(number)), aliases)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
 
     def with_digest(self, digest: str, name: str | None = None) -> Version | None:
         """The oldest version, of one model or of any, that holds this package."""
-        names = self.names() if name is None else [name] if name in self.names() else []
-        return next((v for known in names for v in self.versions(known) if v.digest == digest), None)
+        with answering(self.uri):
+            found = _pages(self.client.search_model_versions, f"tags.`{DIGEST_TAG}` = '{digest}'")
+        holders = sorted((row.name, int(row.version)) for row in found if name in (None, row.name))
+        mine = [holder for holder in holders if not holder[0].endswith(LOG_SUFFIX)]
+        return self.find("{}/{}".format(*mine[0])) if mine else None
 
     def register(self, folder: Path | str, name: str | None = None) -> Version:
         """Make an exported folder a version of `name` (default: its kind), and the candidate.
@@ -183,7 +219,8 @@ class Registry:
             for key, value in evaluation_tags(package).items():
                 self.client.set_model_version_tag(version.name, str(version.number), key, value)
 
-    def _aliases(self, name: str) -> dict[str, int]:
+    def aliases(self, name: str) -> dict[str, int]:
+        """The number of the version that each alias of a model points to."""
         from mlflow.exceptions import MlflowException
 
         with answering(self.uri):
@@ -197,6 +234,16 @@ class Registry:
                 hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(names) or 'none yet'}"
                 raise UserError(f"{name}: no such registered model on {redact_text(self.uri)}; {hint}") from None
         return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def _pages(search: Callable[..., Any], *words: str) -> list[Any]:
+    """Everything that a search of MLflow finds, whose answers come in pages."""
+    page = search(*words)
+    found = list(page)
+    while page.token:
+        page = search(*words, page_token=page.token)
+        found += page
+    return found
 
 
 def cache_folder() -> Path:

@@ -18,6 +18,7 @@ LOG_SUFFIX = ".promotions"
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 DIGEST_TAG, KIND_TAG, EVALUATION_TAG = "package_digest", "kind", "evaluation"
+VERDICTS_TAG, APPROVAL_TAG = "gates", "approved_by"
 LINEAGE_TAGS = (
     "run",
     "data_digest",

@@ -14,7 +14,7 @@ from pipeline.config import UserError, parse_config
 from pipeline.data.shapes import draw_shape
 from pipeline.evaluate.captions import CaptionMeter
 from pipeline.evaluate.reconstruction import CodebookMeter, PictureMeter
-from pipeline.tracking.gates import BoundConfig, GateConfig, judge, load_gates
+from pipeline.tracking.gates import BoundConfig, Facts, GateConfig, judge, load_gates
 
 LINEAGE = {
     "run": "toy",
@@ -37,13 +37,13 @@ def evaluation(model: Package, psnr: float = 21.0, protocol: str = "p1") -> dict
     return {"package_digest": model.digest, "metrics": {"psnr": psnr}, "protocol": {"name": protocol}}
 
 
-def failed(*arguments: Any) -> list[str]:
-    return [verdict.gate for verdict in judge(*arguments) if not verdict.passed]
+def failed(model: Package, gates: GateConfig = GATES, **facts: Any) -> list[str]:
+    return [verdict.gate for verdict in judge(model, Facts(**facts), gates) if not verdict.passed]
 
 
 def test_all_pass(tmp_path: Path) -> None:
     model = package(tmp_path / "m")
-    assert failed(model, evaluation(model), None, None, GATES) == []
+    assert failed(model, evaluation=evaluation(model)) == []
 
 
 @pytest.mark.parametrize(
@@ -56,20 +56,21 @@ def test_all_pass(tmp_path: Path) -> None:
 )
 def test_gaps_in_the_record(tmp_path: Path, lineage: dict[str, Any], value: str) -> None:
     model = package(tmp_path / "m", **lineage)
-    (verdict,) = [v for v in judge(model, evaluation(model), None, None, GATES) if not v.passed]
+    (verdict,) = [v for v in judge(model, Facts(evaluation(model)), GATES) if not v.passed]
     assert (verdict.gate, verdict.value) == ("lineage", value)
 
 
 def test_a_gap_that_is_allowed(tmp_path: Path) -> None:
     model = package(tmp_path / "m", git_commit=None)
-    assert failed(model, evaluation(model), None, None, GATES.model_copy(update={"may_lack": ("git_commit",)})) == []
+    gates = GATES.model_copy(update={"may_lack": ("git_commit",)})
+    assert failed(model, gates, evaluation=evaluation(model)) == []
 
 
 def test_preview_and_evaluation(tmp_path: Path) -> None:
     model = package(tmp_path / "m", preview=False)
-    assert failed(model, None, None, None, GATES) == ["preview", "evaluation", "psnr"]
+    assert failed(model) == ["preview", "evaluation", "psnr"]
     other = evaluation(model) | {"package_digest": "0" * 64}
-    assert failed(model, other, None, None, GATES) == ["preview", "evaluation"]
+    assert failed(model, evaluation=other) == ["preview", "evaluation"]
 
 
 def test_a_unet_needs_a_registered_autoencoder(tmp_path: Path) -> None:
@@ -77,26 +78,40 @@ def test_a_unet_needs_a_registered_autoencoder(tmp_path: Path) -> None:
     lineage = LINEAGE | {"stage": "diffusion"}
     picture = np.zeros((2, 2, 3), dtype=np.uint8)
     model = save_package(tmp_path / "u", "latent-unet", {"w": torch.ones(1)}, {}, lineage, "", picture, inner.folder)
-    assert failed(model, evaluation(model), None, None, GATES) == ["autoencoder"]
-    assert failed(model, evaluation(model), None, "models:/vq-autoencoder/1", GATES) == []
+    assert failed(model, evaluation=evaluation(model)) == ["autoencoder"]
+    assert failed(model, evaluation=evaluation(model), autoencoder="models:/vq-autoencoder/1") == []
 
 
 @pytest.mark.parametrize(
-    ("mine", "protocol", "bound", "passed"),
+    ("mine", "protocol", "refused", "bound"),
     [
-        (21.0, "p1", ">= 21.5 (champion 22)", False),
-        (21.6, "p1", ">= 21.5 (champion 22)", True),
-        (21.0, "p2", ">= 20", True),
-        (float("nan"), "p2", ">= 20", False),
+        (21.0, "p1", ["psnr"], ">= 21.5 (champion 22)"),
+        (21.6, "p1", [], ">= 21.5 (champion 22)"),
+        (25.0, "p2", ["protocol"], ">= 21.5 (champion 22)"),
+        (float("nan"), "p1", ["psnr"], ">= 21.5 (champion 22)"),
     ],
 )
-def test_the_champion_counts_under_the_same_protocol(
-    tmp_path: Path, mine: float, protocol: str, bound: str, passed: bool
+def test_the_champion_is_the_measure_under_the_same_protocol(
+    tmp_path: Path, mine: float, protocol: str, refused: list[str], bound: str
 ) -> None:
     model = package(tmp_path / "m")
-    champion = evaluation(model, 22.0)
-    *_, verdict = judge(model, evaluation(model, mine, protocol), champion, None, GATES)
-    assert (verdict.bound, verdict.passed) == (bound, passed)
+    verdicts = judge(model, Facts(evaluation(model, mine, protocol), champion=evaluation(model, 22.0)), GATES)
+    assert [v.gate for v in verdicts if not v.passed] == refused
+    assert verdicts[-1].bound == bound
+    (stamp,) = [verdict.value for verdict in verdicts if verdict.gate == "protocol"]
+    assert stamp == ("equal" if protocol == "p1" else "name: 'p1' -> 'p2'")
+
+
+def test_without_a_comparison_the_champions_protocol_does_not_matter(tmp_path: Path) -> None:
+    model, gates = package(tmp_path / "m"), GateConfig(metrics={"psnr": BoundConfig(min=20.0)})
+    assert failed(model, gates, evaluation=evaluation(model, 21.0, "p2"), champion=evaluation(model, 22.0)) == []
+
+
+def test_a_person_must_have_approved(tmp_path: Path) -> None:
+    model, gates = package(tmp_path / "m"), GATES.model_copy(update={"approval": True})
+    assert failed(model, gates, evaluation=evaluation(model)) == ["approval"]
+    assert failed(model, gates, evaluation=evaluation(model), approved_by="") == ["approval"]
+    assert failed(model, gates, evaluation=evaluation(model), approved_by="ada") == []
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(0, 10))

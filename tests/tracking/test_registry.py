@@ -15,7 +15,8 @@ from pipeline.checkpoint.package import Package, load_package, package_digest, s
 from pipeline.command_line import run_program
 from pipeline.config import UserError
 from pipeline.tracking.gates import GateConfig
-from pipeline.tracking.promotion import RacedError, current, history, promote, rollback
+from pipeline.tracking.ledger import RacedError, current, history
+from pipeline.tracking.promotion import approve, promote, rollback
 from pipeline.tracking.registry import Registry
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def test_wrong_references_name_what_is_near(registry: Registry, tmp_path: Path) 
     registry.register(package(tmp_path / "m").folder)
     for ref, words in {
         "vq-autoencodr": "did you mean vq-autoencoder",
-        "models:/vq-autoencoder/7": "has 1",
+        "models:/vq-autoencoder/7": "newest versions are 1",
         "models:/vq-autoencoder@champion": "has @candidate",
         "models:/a/b/c": "is written models:/NAME@ALIAS",
     }.items():
@@ -139,6 +140,43 @@ def test_promotion_rollback_history(registry: Registry, tmp_path: Path) -> None:
     assert registry.names() == ["vq-autoencoder"]
 
 
+@pytest.mark.parametrize("setting", range(3))
+def test_a_promoter_killed_between_any_two_requests(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: int
+) -> None:
+    """The old or the new champion is there, never none; the next one who moves something ends what was begun."""
+    one, two = (registry.register(package(tmp_path / str(i), float(i)).folder) for i in (1, 2))
+    promote(registry, one, FREE)
+    genuine, calls = registry.client.set_registered_model_alias, []
+
+    def dies(*words: str) -> None:
+        if len(calls) == setting:
+            raise KeyboardInterrupt
+        calls.append(words)
+        genuine(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.client, "set_registered_model_alias", dies)
+        if setting < 2:
+            with pytest.raises(KeyboardInterrupt):
+                promote(registry, two, FREE)
+        else:
+            promote(registry, two, FREE)
+    assert registry.find("vq-autoencoder@champion").number == (1 if setting < 2 else 2)
+    assert rollback(registry, "vq-autoencoder").number == 1
+    assert [move.version for move in history(registry, "vq-autoencoder")] == [1, 2, 1]
+    assert registry.find("vq-autoencoder@previous").number == 2
+
+
+def test_an_alias_moved_by_hand_stays_until_the_next_promotion(registry: Registry, tmp_path: Path) -> None:
+    one, two, three = (registry.register(package(tmp_path / str(i), float(i)).folder) for i in (1, 2, 3))
+    promote(registry, one, FREE)
+    registry.client.set_registered_model_alias("vq-autoencoder", "champion", "3")
+    champion = promote(registry, two, FREE).champion
+    assert champion is not None and champion.number == three.number
+    assert registry.find("vq-autoencoder@previous").number == 3
+
+
 def test_nothing_to_roll_back_to(registry: Registry, tmp_path: Path) -> None:
     promote(registry, registry.register(package(tmp_path / "m").folder), FREE)
     with pytest.raises(UserError, match="nothing to go back to"):
@@ -151,6 +189,13 @@ def test_a_refusal_changes_nothing_but_is_written_down(registry: Registry, tmp_p
     again = registry.find(version.ref)
     assert again.aliases == ("candidate",) and history(registry, "vq-autoencoder") == []
     assert not json.loads(again.tags["gates"])["passed"]
+
+
+def test_approval_by_a_person(registry: Registry, tmp_path: Path) -> None:
+    asks = GateConfig(approval=True)
+    version = registry.register(package(tmp_path / "m").folder)
+    assert [v.gate for v in promote(registry, version, asks).verdicts if not v.passed] == ["approval"]
+    assert promote(registry, approve(registry, version), asks).passed
 
 
 def test_a_unet_of_an_unregistered_autoencoder_is_refused(registry: Registry, tmp_path: Path) -> None:
@@ -247,6 +292,9 @@ def test_commands(registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixt
     evaluate(first.folder, 25.0)
     assert tessera("registry", "register", str(first.folder), "--json") == 0
     assert json.loads(capsys.readouterr().out)["number"] == 1
+    assert tessera("registry", "promote", "vq-autoencoder", "--gates", gates, "--dry-run") == 0
+    assert "would be champion" in capsys.readouterr().out
+    assert registry.find("vq-autoencoder@candidate").tags["gate.psnr"] == "FAILED: 10, asked for >= 20"
     assert tessera("registry", "promote", "vq-autoencoder", "1", "--gates", gates) == 0
     assert "is champion now" in capsys.readouterr().out
     second = package(tmp_path / "second", inner=first.folder)

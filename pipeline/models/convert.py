@@ -96,6 +96,39 @@ def diffusers_config(config: AutoencoderConfig) -> dict[str, Any]:
     }
 
 
+def compvis_config(config: AutoencoderConfig) -> dict[str, Any]:
+    """The `model` of a config.yaml of latent-diffusion for this network, without its losses.
+
+    Raises:
+        UserError: attention in the levels but not in the middle: their code takes it away in both.
+    """
+    if config.attention_resolutions and not config.mid_attention:
+        raise UserError("mid_attention is false beside attention_resolutions: CompVis' code has both or none")
+    return {
+        "model": {
+            "target": "ldm.models.autoencoder.VQModelInterface",
+            "params": {
+                "embed_dim": config.embedding_dim,
+                "n_embed": config.quantizer.num_codes,
+                "ddconfig": {
+                    "double_z": False,
+                    "z_channels": config.latent_channels,
+                    "resolution": config.resolution,
+                    "in_channels": 3,
+                    "out_ch": 3,
+                    "ch": config.channels,
+                    "ch_mult": list(config.channel_multipliers),
+                    "num_res_blocks": config.num_res_blocks,
+                    "attn_resolutions": list(config.attention_resolutions),
+                    "attn_type": "vanilla" if config.mid_attention else "none",
+                    "dropout": 0.0,
+                },
+                "lossconfig": {"target": "torch.nn.Identity"},
+            },
+        }
+    }
+
+
 def _plain_codes(tensors: Mapping[str, Tensor], config: AutoencoderConfig) -> dict[str, Tensor]:
     """Without our own buffers, and with unit codes for `cosine`: among those the nearest is the most similar."""
     kept = {name: tensor for name, tensor in tensors.items() if name not in OWN_BUFFERS}

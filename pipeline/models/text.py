@@ -136,6 +136,10 @@ def _trainable(config: TrainableTextConfig) -> TextTower:
         layers=config.num_layers,
         output_dim=None,
     )
+    # As in Vaswani et al. (arXiv 1706.03762, section 3.4): words of unit variance and places beside them. open_clip's
+    # start (0.02 and 0.01) is far below what its first layer adds, which leaves every state the same mixture of words.
+    nn.init.normal_(transformer.token_embedding.weight)
+    nn.init.normal_(transformer.positional_embedding, std=0.5)
     return TextTower(transformer, tokenizer, layer=config.num_layers - 1, frozen=False)
 
 

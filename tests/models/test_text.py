@@ -43,6 +43,13 @@ def test_states_are_causal_and_differ_by_word(tower: TextTower) -> None:
     assert (red[3:] - green[3:]).abs().amax(dim=1).min() > 1e-4
 
 
+def test_a_new_tower_tells_words_apart() -> None:
+    torch.manual_seed(0)
+    fresh = build_text_tower(TrainableTextConfig(width=64, num_layers=2, num_heads=2, context_length=16))
+    left, right = fresh.encode([CAPTION, CAPTION.replace("left", "right")])
+    assert (left[7] - right[7]).norm() > left[7].norm()  # words at random are sqrt(2) apart; open_clip's start gives 0.5
+
+
 def test_a_trainable_tower_learns(tower: TextTower) -> None:
     tower.encode([CAPTION]).square().mean().backward()
     gradients = {name: parameter.grad for name, parameter in tower.named_parameters()}

@@ -47,7 +47,7 @@ def test_a_new_tower_tells_words_apart() -> None:
     torch.manual_seed(0)
     fresh = build_text_tower(TrainableTextConfig(width=64, num_layers=2, num_heads=2, context_length=16))
     left, right = fresh.encode([CAPTION, CAPTION.replace("left", "right")])
-    assert (left[7] - right[7]).norm() > left[7].norm()  # words at random are sqrt(2) apart; open_clip's start gives 0.5
+    assert (left[7] - right[7]).norm() > left[7].norm()  # random words: sqrt(2); open_clip's start: 0.5
 
 
 def test_a_trainable_tower_learns(tower: TextTower) -> None:

@@ -128,7 +128,8 @@ def build(
     first = load_package(run.autoencoder) if config.autoencoder else None
     loader, validation = _open_data(config, run, process, first)
     stage = _build_stage(config, process, first)
-    checkpoints = CheckpointStore(run.checkpoints, process, keep=config.trainer.keep_checkpoints)
+    kept = (config.trainer.keep_checkpoints, config.trainer.keep_every_samples)
+    checkpoints = CheckpointStore(run.checkpoints, process, *kept)
     return stage, loader, validation, checkpoints
 
 

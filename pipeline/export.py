@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.generation import MANIFEST, Generation
 from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, WEIGHTS, load_package, save_package
+from pipeline.checkpoint.posthoc import rebuilt_average
 from pipeline.checkpoint.reader import GenerationReader, newest_verified
 from pipeline.config import UserError, parse_config
 from pipeline.run_folder import RunFolder
@@ -52,11 +53,14 @@ def resolve(ref: Path | str) -> Path:
     raise UserError(f"{ref}: {_why_not(path)}")
 
 
-def export_run(run_dir: Path | str) -> Path:
+def export_run(run_dir: Path | str, ema_width: float | None = None) -> Path:
     """Export the newest verified generation to RUN/export/gen-...; the same generation is exported once.
 
+    Args:
+        ema_width: rebuild the average of that relative width from the run's snapshots, instead of the stored one.
+
     Raises:
-        UserError: not a run folder, or no generation that is whole.
+        UserError: not a run folder, no generation that is whole, or no averages to build that width from.
     """
     run = RunFolder(Path(run_dir))
     for path in (run.config, run.lineage):
@@ -66,19 +70,25 @@ def export_run(run_dir: Path | str) -> Path:
     if generation is None:
         raise UserError(f"{run.path}: no checkpoint yet that is whole; train first")
     lineage = _lineage(run, generation)
-    folder = run.path / "export" / generation.path.name
+    ending = "" if ema_width is None else f"-ema-{ema_width:g}"
+    folder = run.path / "export" / f"{generation.path.name}{ending}"
     with _one_exporter(folder.parent):
         if folder.is_dir() and load_package(folder).lineage.get("checkpoint_digest") == lineage.checkpoint_digest:
             return folder
         shutil.rmtree(folder, ignore_errors=True)  # a generation of the same number from before a fallback
-        return _export(run, generation, lineage, folder)
+        return _export(run, generation, lineage, folder, ema_width)
 
 
-def _export(run: RunFolder, generation: Generation, lineage: Lineage, folder: Path) -> Path:
+def _export(
+    run: RunFolder, generation: Generation, lineage: Lineage, folder: Path, ema_width: float | None = None
+) -> Path:
     kind = KIND_OF_STAGE[lineage.stage]
     stage = yaml.safe_load(run.config.read_text())["stage"]
     config = stage["model"] if kind == AUTOENCODER_KIND else stage
     tensors, weights = averaged_weights(generation, *PARTS_OF_STAGE[lineage.stage])
+    if ema_width is not None:
+        tensors |= rebuilt_average(run.checkpoints, generation, ema_width)
+        weights = f"averaged over training with relative width {ema_width:g}"
     events = read_events(run.path)
     pictures = [run.path / e.body["path"] for e in events if e.kind == "picture" and e.body["name"] == "preview"]
     found = [path for path in pictures if path.is_file()]

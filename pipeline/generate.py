@@ -1,19 +1,19 @@
 """Pictures from prompts: text tower, sampler, guidance and autoencoder in one object.
 
 Each picture has a seed of its own and its noise depends on nothing else, so it is the same picture in any batch. Also
-starts from a given picture (`init_image`) and repaints a part of one (`mask`). Made from an exported folder by
-`Generator.load` (sample, evaluate), and from the live models by the diffusion stage for its previews.
+starts from a given picture (`init_image`: variations, style under a prompt), repaints a part of one (`mask`), and
+enlarges one (`low_res`, with a model that learnt it). Made from an exported folder by `Generator.load` (sample,
+evaluate), and from the live models by the diffusion stage for its previews.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.checkpoint.package import Package, load_package
 from pipeline.config import UserError, parse_config
@@ -23,32 +23,11 @@ from pipeline.diffusion.objective import Objective, build_objective
 from pipeline.diffusion.sampling import SAMPLERS, AfterStep, SamplingConfig, unchanged
 from pipeline.diffusion.schedule import partial_timesteps, spaced_timesteps
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.canvas import Canvas, one_for_each, pictures_for_each
+from pipeline.models.condition import InpaintConfig, UpscaleConfig, inpaint_condition, upscale_condition
 from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_latent_diffusion
 from pipeline.models.text import NULL_PROMPT, TextTower
 from pipeline.randomness import Draws, Purpose
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Given pictures that sampling starts from or keeps parts of."""
-
-    images: Tensor
-    """uint8 [B, 3, H, W]."""
-    latents: Tensor
-    """Their normalised latents, float32 [B, C, h, w]."""
-    mask: Tensor | None
-    """bool [B, 1, H, W]: True where to repaint; None repaints everywhere."""
-
-    def latent_mask(self) -> Tensor | None:
-        """bool [B, 1, h, w]: True for each latent pixel that any pixel to repaint falls into."""
-        if self.mask is None:
-            return None
-        factor = self.mask.shape[-1] // self.latents.shape[-1]
-        return F.max_pool2d(self.mask.float(), factor) > 0.5
-
-    def part(self, rows: slice) -> "Canvas":
-        """The canvas of some of the pictures."""
-        return Canvas(self.images[rows], self.latents[rows], None if self.mask is None else self.mask[rows])
 
 
 class Generator:
@@ -61,6 +40,7 @@ class Generator:
         sampling: defaults of `sample`.
         autoencoder: decodes the latents; its buffers hold their scale.
         autocast: opens the block in which the networks run; none is float32.
+        condition: what the model sees of a given picture.
     """
 
     def __init__(
@@ -71,10 +51,12 @@ class Generator:
         sampling: SamplingConfig,
         autoencoder: Autoencoder,
         autocast: Callable[[], AbstractContextManager[None]] | None = None,
+        condition: InpaintConfig | UpscaleConfig | None = None,
     ) -> None:
         self.model, self.text, self.objective, self.sampling = model, text, objective, sampling
         self.autoencoder = autoencoder
         self.device = next(autoencoder.parameters()).device
+        self.condition = condition
         self._autocast = autocast or nullcontext
 
     @classmethod
@@ -116,6 +98,7 @@ class Generator:
             config.sampling,
             load_autoencoder(first_stage).to(device),
             lambda: torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half),
+            config.condition,
         )
 
     @torch.no_grad()
@@ -128,36 +111,42 @@ class Generator:
         init_image: np.ndarray | None = None,
         strength: float = 1.0,
         mask: np.ndarray | None = None,
+        low_res: np.ndarray | None = None,
         image_size: int | None = None,
         batch_size: int = 16,
     ) -> np.ndarray:
         """One picture for each prompt: uint8 [B, H, W, 3].
 
         Args:
-            seeds: one for each prompt; prompt, seed and settings alone determine a picture's noise.
-            sampling: sampler, steps and guidance; the default is what the model carries.
-            negative: what guidance leads away from, instead of the empty prompt.
-            init_image: uint8 [H, W, 3] to start from, or [B, H, W, 3] with one for each prompt.
-            strength: how much of the way back to noise `init_image` goes, in (0, 1]; 1 forgets it.
-            mask: bool [H, W] or [B, H, W], True where to repaint `init_image`; other pixels are returned unchanged.
-            image_size: side of the pictures in pixels; the default is the autoencoder's resolution.
-            batch_size: pictures in memory at once; the result does not depend on it.
+            seeds: one for each prompt; prompt, seed and settings alone determine a picture's noise. sampling:
+            sampler, steps and guidance; the default is what the model carries. negative: what guidance leads away
+            from, instead of the empty prompt. init_image: uint8 [H, W, 3] to start from, or [B, H, W, 3] with one for
+            each prompt. strength: how much of the way back to noise `init_image` goes, in (0, 1]; 1 forgets it. mask:
+            bool [H, W] or [B, H, W], True where to repaint `init_image`; other pixels are returned unchanged.
+            low_res: uint8 [H, W, 3] or [B, H, W, 3] to enlarge; for a model with the condition `upscale`, which needs
+            it. image_size: side of the pictures in pixels; the default is the autoencoder's resolution. batch_size:
+            pictures in memory at once; the result does not depend on it.
 
         Raises:
-            UserError: seeds or pictures that do not match the prompts, a mask without picture, an impossible size.
+            UserError: seeds or pictures that do not match the prompts, a mask without picture, an impossible size, a
+                picture to enlarge without a model for it or the other way round.
         """
         sampling = sampling or self.sampling
         if len(seeds) != len(prompts):
             raise UserError(f"seeds: {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
         if mask is not None and init_image is None:
             raise UserError("mask: there is no init_image to repaint a part of")
+        small = self._small(low_res, len(prompts))
         size = image_size or self.autoencoder.config.resolution
         canvas = None if init_image is None else self._canvas(init_image, mask, len(prompts))
-        shape = self._latent_shape(size) if canvas is None else canvas.latents.shape[1:]
+        shape = self._latent_shape(size, size) if canvas is None else tuple(canvas.latents.shape[1:])
+        if small is not None and self.condition is not None and self.condition.kind == "upscale":
+            shape = self._latent_shape(*(side * self.condition.factor for side in small.shape[2:]))
         pictures = []
         for rows in _batches(len(prompts), batch_size):
             part = None if canvas is None else canvas.part(rows)
-            latents = self._sample_latents(prompts[rows], seeds[rows], sampling, negative, part, strength, shape)
+            seen = self._condition(part, None if small is None else small[rows], len(prompts[rows]), shape)
+            latents = self._sample_latents(prompts[rows], seeds[rows], sampling, negative, part, strength, shape, seen)
             decoded = to_uint8(self._decode(latents))  # [b, 3, H, W]
             if part is not None and part.mask is not None:
                 decoded = torch.where(part.mask, decoded, part.images)  # [b, 3, H, W]
@@ -173,24 +162,27 @@ class Generator:
         canvas: Canvas | None,
         strength: float,
         shape: Sequence[int],
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Normalised latents [B, C, h, w] of a few prompts."""
         schedule = self.objective.schedule
         timesteps = spaced_timesteps(sampling.num_steps, sampling.spacing, schedule.num_timesteps)
-        x = noise = self._noise(Purpose.INITIAL_NOISE, seeds, 0, shape)  # [B, C, h, w]
+        noise = self._noise(Purpose.INITIAL_NOISE, seeds, 0, shape)  # [B, C, h, w]
         after_step: AfterStep = unchanged
-        if canvas is not None:
+        x = noise * schedule.spread(timesteps[0])  # [B, C, h, w]
+        if canvas is not None and (self.condition is None or strength < 1.0):
             timesteps = partial_timesteps(timesteps, strength)
             x = schedule.add_noise(canvas.latents, noise, torch.full((len(x),), timesteps[0]))  # [B, C, h, w]
             after_step = self._keeper(canvas, noise)
         states = self._encode([*prompts, negative])  # [B + 1, T, D]
         denoiser = guided_denoiser(
-            self._predict,
+            partial(self._predict, condition),
             self.objective,
             states[:-1],
             states[-1:].expand(len(x), -1, -1),
             sampling.guidance_scale,
             sampling.guidance_rescale,
+            sampling.guidance_interval,
         )
         sampler = SAMPLERS[sampling.sampler]
         return sampler(
@@ -207,9 +199,12 @@ class Generator:
         return torch.cat([Draws(seed).normal(purpose, [0], [index], shape) for seed in seeds]).to(self.device)
 
     def _keeper(self, canvas: Canvas, noise: Tensor) -> AfterStep:
-        """Puts the parts that are not to be repainted back after each step, noised to its level."""
+        """Puts the parts that are not to be repainted back after each step, noised to its level.
+
+        A model that learnt to inpaint sees them instead, and fits its own to them.
+        """
         mask = canvas.latent_mask()  # [B, 1, h, w]
-        if mask is None:
+        if mask is None or self.condition is not None:
             return unchanged
 
         def keep(x: Tensor, t: int | None) -> Tensor:
@@ -220,7 +215,9 @@ class Generator:
 
         return keep
 
-    def _predict(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    def _predict(self, condition: Tensor | None, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        if condition is not None:  # twice under guidance
+            x = torch.cat([x, condition.repeat(len(x) // len(condition), 1, 1, 1)], dim=1)  # [B, C + K, h, w]
         with self._autocast():
             return self.model(x, t, states)  # [B, C, h, w]
 
@@ -232,27 +229,55 @@ class Generator:
         with self._autocast():
             return self.autoencoder.decode(latents)  # [B, 3, H, W]
 
-    def _latent_shape(self, image_size: int) -> tuple[int, int, int]:
+    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[C, h, w] of the latents of pictures of that size."""
         factor = self.autoencoder.downsample_factor
         multiple = factor * 2 ** (len(self.model.unet.config.channel_multipliers) - 1)
-        if image_size % multiple:
-            raise UserError(f"image_size: {image_size} is no multiple of {multiple}, which this model needs")
-        return self.autoencoder.config.embedding_dim, image_size // factor, image_size // factor
+        for side in (height, width):
+            if side % multiple:
+                raise UserError(f"image_size: {side} is no multiple of {multiple}, which this model needs")
+        return self.autoencoder.config.embedding_dim, height // factor, width // factor
 
     def _canvas(self, init_image: np.ndarray, mask: np.ndarray | None, count: int) -> Canvas:
         """The given pictures, `count` of them, encoded."""
-        images = torch.from_numpy(_repeated(init_image, count, "init_image", ndim=4)).permute(0, 3, 1, 2)
-        self._latent_shape(images.shape[2]), self._latent_shape(images.shape[3])
-        images = images.to(self.device)  # [B, 3, H, W]
+        images = pictures_for_each(init_image, count, "init_image").to(self.device)  # [B, 3, H, W]
+        self._latent_shape(*images.shape[2:])
         pixels = None
         if mask is not None:
-            pixels = torch.from_numpy(_repeated(mask, count, "mask", ndim=3)).bool()[:, None].to(self.device)
+            pixels = one_for_each(mask, count, "mask", ndim=3).bool()[:, None].to(self.device)
             if pixels.shape[2:] != images.shape[2:]:
                 raise UserError(f"mask: size {tuple(mask.shape)} is not that of the picture, {init_image.shape}")
         with self._autocast():
             latents = self.autoencoder.encode(to_model(images)).float()  # [B, C, h, w]
         return Canvas(images, latents, pixels)
+
+    def _small(self, low_res: np.ndarray | None, count: int) -> Tensor | None:
+        """The pictures to enlarge, uint8 [count, 3, H, W], where the model wants some."""
+        enlarges = self.condition is not None and self.condition.kind == "upscale"
+        if enlarges != (low_res is not None):
+            raise UserError(
+                "low_res: this model enlarges pictures; give it one"
+                if enlarges
+                else "low_res: this model has not learnt to enlarge; take one trained with stage.condition upscale"
+            )
+        return None if low_res is None else pictures_for_each(low_res, count, "low_res").to(self.device)
+
+    def _condition(
+        self, canvas: Canvas | None, small: Tensor | None, count: int, shape: Sequence[int]
+    ) -> Tensor | None:
+        """Channels beside the noised latent [B, K, h, w]; an inpainting model without picture knows nothing of it."""
+        if self.condition is None:
+            return None
+        with self._autocast():
+            if self.condition.kind == "upscale":
+                assert small is not None
+                return upscale_condition(self.autoencoder, small, self.condition.factor).float()
+            factor = self.autoencoder.downsample_factor
+            size = (count, 3, shape[1] * factor, shape[2] * factor)
+            images = torch.zeros(size, dtype=torch.uint8, device=self.device) if canvas is None else canvas.images
+            whole = torch.ones_like(images[:, :1], dtype=torch.bool)  # [B, 1, H, W]
+            mask = whole if canvas is None or canvas.mask is None else canvas.mask
+            return inpaint_condition(self.autoencoder, images, mask).float()
 
 
 def load_autoencoder(package: Package) -> Autoencoder:
@@ -269,12 +294,3 @@ def _model_fields(package: Package) -> dict[str, object]:
 
 def _batches(count: int, batch_size: int) -> Iterator[slice]:
     return (slice(begin, begin + batch_size) for begin in range(0, count, batch_size))
-
-
-def _repeated(array: np.ndarray, count: int, name: str, ndim: int) -> np.ndarray:
-    """`array` with a leading dimension of `count`, writable; a single picture is repeated."""
-    if array.ndim == ndim - 1:
-        array = np.repeat(array[None], count, axis=0)
-    if array.ndim != ndim or len(array) != count:
-        raise UserError(f"{name}: shape {array.shape} does not fit {count} prompts")
-    return np.array(array)

@@ -35,6 +35,8 @@ class Purpose(StrEnum):
     VALIDATION_NOISE = "validation_noise"
     CODEBOOK = "codebook"
     DRAWING = "drawing"
+    HOLE = "hole"
+    OFFSET_NOISE = "offset_noise"
 
 
 def philox_key(seed: int, purpose: str) -> np.ndarray:

@@ -45,6 +45,8 @@ class TrainerConfig(Config):
     """Steps between two lines on the console and in the journal."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Generations that stay on disk."""
+    keep_every_samples: int = Field(default=0, ge=0)
+    """Beyond those, one generation of each so many samples stays for good, as a snapshot; 0 keeps none."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pipeline.diffusion.sampling import SamplerName, SamplingConfig
 from pipeline.evaluate.grid import captioned_grid
 from pipeline.generate import Generator
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.condition import InpaintConfig, UpscaleConfig
 from pipeline.models.latent_diffusion import LatentDiffusionConfig, build_latent_diffusion
 from pipeline.models.text import TrainableTextConfig
 from pipeline.models.unet import UNetConfig
@@ -188,3 +189,44 @@ def test_grid_holds_every_picture() -> None:
         top = 4 + i // 3 * (sheet.shape[0] - 4) // 2
         left = 4 + i % 3 * 132
         assert np.array_equal(sheet[top : top + 128 : 4, left : left + 128 : 4], images[i])
+
+
+def conditioned(condition: InpaintConfig | UpscaleConfig) -> Generator:
+    """A generator whose model sees a given picture."""
+    config = CONFIG.model_copy(update={"condition": condition})
+    model, text = build_latent_diffusion(config, seed=0)
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1, generator=draws)
+    objective = build_objective(config.objective)
+    return Generator(model, text, objective, config.sampling, autoencoder(), condition=condition)
+
+
+def test_an_inpainting_model_sees_the_picture_around_the_hole() -> None:
+    inpainter = conditioned(InpaintConfig())
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[8:20, 8:28] = True
+    hidden, seen = picture(0), 255 - picture(0)
+    hidden[mask] = 99  # another hole; `seen` differs beside it too
+    pictures = [
+        inpainter.sample(PROMPTS[:1], [1], init_image=start, mask=mask)[0] for start in (picture(0), hidden, seen)
+    ]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0][~mask], picture(0)[~mask])
+    assert not np.array_equal(pictures[0][mask], pictures[2][mask])
+    assert inpainter.sample(PROMPTS, [1, 2, 3]).shape == (3, 32, 32, 3)  # with nothing known: from text alone
+
+
+def test_an_enlarging_model_doubles_what_it_is_given(generator: Generator) -> None:
+    enlarger = conditioned(UpscaleConfig(factor=2))
+    together = enlarger.sample(PROMPTS[:2], [1, 2], low_res=np.stack([picture(0), picture(1)]))
+    assert together.shape == (2, 64, 64, 3)
+    alone = enlarger.sample(PROMPTS[1:2], [2], low_res=picture(1))
+    assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
+    assert not np.array_equal(enlarger.sample(PROMPTS[1:2], [2], low_res=picture(0)), alone)
+    with pytest.raises(UserError, match="enlarges pictures"):
+        enlarger.sample(PROMPTS[:1], [1])
+    with pytest.raises(UserError, match="has not learnt"):
+        generator.sample(PROMPTS[:1], [1], low_res=picture())

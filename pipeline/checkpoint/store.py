@@ -9,6 +9,7 @@ A kill at any moment leaves either the old generation or the new one whole. Call
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ log = logging.getLogger(__name__)
 class CheckpointStore:
     """The generations of one run in one folder, which all ranks see."""
 
-    def __init__(self, directory: Path | str, process: Process, keep: int = 2) -> None:
-        """Nothing is read or written yet; `keep` is how many generations stay on disk."""
+    def __init__(self, directory: Path | str, process: Process, keep: int = 2, keep_every_samples: int = 0) -> None:
+        """Nothing is read or written yet; `keep` generations stay on disk, and the first of each
+        `keep_every_samples`."""
         assert keep >= 1, keep
         self.directory, self.process, self.keep = Path(directory), process, keep
+        self.keep_every_samples = keep_every_samples
 
     def save(self, progress: Mapping[str, Any], parts: Mapping[str, Stateful]) -> int:
         """Write a new generation and return its number. Collective.
@@ -89,11 +92,21 @@ class CheckpointStore:
 
         Runs after a commit only, so the newest is whole; an unfinished folder is never counted as one of those kept.
         """
-        kept = committed(self.directory)[: self.keep]
+        kept = committed(self.directory)[: self.keep] + self._snapshots()
         for path in folders(self.directory):
             if path not in kept:
                 (path / MANIFEST).unlink(missing_ok=True)  # first, so that it is unfinished while it goes
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _snapshots(self) -> list[Path]:
+        """The oldest generation of each stretch of `keep_every_samples`, the first stretch left out."""
+        if not self.keep_every_samples:
+            return []
+        oldest: dict[int, Path] = {}
+        for path in committed(self.directory):  # newest first
+            with suppress(DamagedError):
+                oldest[Generation.open(path).progress["samples_seen"] // self.keep_every_samples] = path
+        return [path for stretch, path in oldest.items() if stretch > 0]
 
     def _newest(self) -> Path | None:
         found = committed(self.directory)

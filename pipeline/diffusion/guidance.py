@@ -31,18 +31,27 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, rescale: flo
 
 
 def guided_denoiser(
-    network: Network, objective: Objective, states: Tensor, null_states: Tensor, scale: float, rescale: float = 0.0
+    network: Network,
+    objective: Objective,
+    states: Tensor,
+    null_states: Tensor,
+    scale: float,
+    rescale: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
     """The denoiser under guidance from `null_states` [B, T, D] towards the prompts' `states` [B, T, D].
 
-    A scale of 1 is plain conditional sampling and costs one evaluation of the network a step instead of two.
+    A scale of 1 is plain conditional sampling and costs one evaluation of the network a step instead of two; so does
+    every timestep outside `interval`, in shares of the schedule (arXiv 2404.07724).
     """
+    low, high = (share * (objective.schedule.num_timesteps - 1) for share in interval)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        if scale == 1.0:
-            output = network(x, t, states).float()  # [B, C, H, W]
+        seen = objective.network_input(x, t)  # [B, C, H, W]
+        if scale == 1.0 or not low <= int(t[0]) <= high:
+            output = network(seen, t, states).float()  # [B, C, H, W]
         else:
-            both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([states, null_states])).float()
+            both = network(torch.cat([seen, seen]), torch.cat([t, t]), torch.cat([states, null_states])).float()
             conditional, unconditional = both.chunk(2)  # [B, C, H, W] each
             output = guide(conditional, unconditional, scale, rescale)  # [B, C, H, W]
         return objective.clean(output, x, t)  # [B, C, H, W]

@@ -1,8 +1,9 @@
 """Noise schedules of discrete-time diffusion, and the lists of timesteps at which a sampler stops.
 
-A schedule is one table, abar[t] = product of (1 - beta) up to t, built in float64; everything else follows from it.
-x_t = sqrt(abar) * x0 + sqrt(1 - abar) * noise (Ho et al., arXiv 2006.11239, eq. 4). Used by the objective (training)
-and by the samplers, so both see the same numbers.
+A schedule is two tables, built in float64: x_t = signal[t] * x0 + noise[t] * standard normal noise. Diffusion (Ho et
+al., arXiv 2006.11239, eq. 4) has signal = sqrt(abar) and noise = sqrt(1 - abar), rectified flow (Liu et al., arXiv
+2209.03003) 1 - s and s, EDM (Karras et al., arXiv 2206.00364) 1 and sigma. Used by the objective (training) and by
+the samplers, so both see the same numbers.
 """
 
 import math
@@ -17,59 +18,106 @@ from torch import Tensor
 from pipeline.config import Config, UserError
 
 Spacing = Literal["leading", "trailing", "linspace"]
+EDM_RHO = 7.0
+"""How sigmas crowd at the small end: arXiv 2206.00364, eq. 5."""
 
 
 class ScheduleConfig(Config):
     """Which noise schedule; the defaults are those of Stable Diffusion. LDM's VQ models use .0015 to .0195."""
 
-    kind: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
-    """scaled_linear: sqrt(beta) is linear (LDM: "linear"); linear: beta is (DDPM, DiT); cosine: arXiv 2102.09672."""
+    kind: Literal["scaled_linear", "linear", "cosine", "flow", "edm"] = "scaled_linear"
+    """scaled_linear: sqrt(beta) is linear (LDM: "linear"); linear: beta is (DDPM, DiT); cosine: arXiv 2102.09672; flow:
+    straight lines; edm: sigmas of arXiv 2206.00364."""
     num_timesteps: int = Field(default=1000, gt=1)
     """Length of the table."""
     beta_start: float = Field(default=0.00085, gt=0, lt=1)
-    """beta at t = 0; not used by cosine."""
+    """beta at t = 0, of the two linear kinds."""
     beta_end: float = Field(default=0.012, gt=0, lt=1)
-    """beta at the last t; not used by cosine."""
+    """beta at the last t, of the two linear kinds."""
+    sigma_min: float = Field(default=0.002, gt=0)
+    """Smallest noise-to-signal ratio of edm."""
+    sigma_max: float = Field(default=80.0, gt=0)
+    """Largest noise-to-signal ratio of edm."""
     zero_terminal_snr: bool = False
-    """Rescale so that the last timestep is pure noise (arXiv 2305.08891); needs v or x0 prediction."""
+    """Rescale so that the last timestep is pure noise (arXiv 2305.08891); needs v or x0 prediction. flow has it
+    anyway."""
+    shift: float = Field(default=1.0, gt=0)
+    """Multiplies the noise-to-signal ratio of every timestep. For pictures k times larger than those that the schedule
+    was made for it is k: arXiv 2301.11093, eq. 6, and for flow arXiv 2403.03206, eq. 23."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The table of one schedule and what follows from it."""
+    """The tables of one schedule and what follows from them."""
 
-    alphas_cumprod: Tensor
-    """abar, float64 [num_timesteps] on the CPU, falling."""
+    signal: Tensor
+    """Factor of the clean latent, float64 [num_timesteps] on the CPU, not rising."""
+    noise: Tensor
+    """Factor of the standard normal noise, float64 [num_timesteps] on the CPU; noise / signal rises."""
 
     @property
     def num_timesteps(self) -> int:
-        """Length of the table."""
-        return len(self.alphas_cumprod)
+        """Length of the tables."""
+        return len(self.signal)
 
     @property
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio abar / (1 - abar), float64 [num_timesteps]; 0 at a zero-terminal end."""
-        return self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+        """Signal-to-noise ratio (signal / noise)^2, float64 [num_timesteps]; 0 at a zero-terminal end."""
+        return (self.signal / self.noise) ** 2
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar, float64 [num_timesteps]: the share of the signal in the variance, for unit latents."""
+        return self.snr / (1.0 + self.snr)
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar) and sqrt(1 - abar) at timesteps `t` [B], in float32 on `like`'s device, shaped [B, 1, 1, ...]."""
-        abar = self.alphas_cumprod[t.cpu()]  # [B]
+        """Signal and noise factors at timesteps `t` [B], in float32 on `like`'s device, shaped [B, 1, 1, ...]."""
         shape = (-1, *[1] * (like.ndim - 1))
-        signal, noise = abar.sqrt().to(like.device, torch.float32), (1.0 - abar).sqrt().to(like.device, torch.float32)
-        return signal.view(shape), noise.view(shape)
+        signal, noise = (table[t.cpu()].to(like.device, torch.float32).view(shape) for table in self._tables)
+        return signal, noise
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of clean latents [B, ...] at timesteps `t` [B] with the given standard normal noise [B, ...]."""
         signal_scale, noise_scale = self.scales(t, clean)
         return signal_scale * clean + noise_scale * noise
 
+    def spread(self, t: int) -> float:
+        """Standard deviation of x_t for latents of unit variance: what sampling from nothing multiplies its noise
+        by."""
+        return math.hypot(float(self.signal[t]), float(self.noise[t]))
+
+    @property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        return self.signal, self.noise
+
 
 def build_schedule(config: ScheduleConfig) -> NoiseSchedule:
-    """The schedule that `config` describes; the zero-terminal rescale comes before anything else is derived."""
+    """The schedule that `config` describes; rescale and shift come before anything else is derived.
+
+    Raises:
+        UserError: zero-terminal SNR where sigmas end by their own rule.
+    """
+    if config.kind == "edm" and config.zero_terminal_snr:
+        raise UserError("schedule: zero_terminal_snr has no meaning for edm; raise sigma_max instead")
+    if config.kind == "flow":
+        s = torch.arange(1, config.num_timesteps + 1, dtype=torch.float64) / config.num_timesteps
+        s = config.shift * s / (1.0 + (config.shift - 1.0) * s)
+        return NoiseSchedule(1.0 - s, s)
+    if config.kind == "edm":
+        sigma = config.shift * _edm_sigmas(config)
+        return NoiseSchedule(torch.ones_like(sigma), sigma)
     alphas_cumprod = torch.cumprod(1.0 - _betas(config), dim=0)
     if config.zero_terminal_snr:
         alphas_cumprod = zero_terminal(alphas_cumprod)
-    return NoiseSchedule(alphas_cumprod)
+    if config.shift != 1.0:
+        alphas_cumprod = alphas_cumprod / (alphas_cumprod + config.shift**2 * (1.0 - alphas_cumprod))
+    return NoiseSchedule(alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt())
+
+
+def _edm_sigmas(config: ScheduleConfig) -> Tensor:
+    """Rising sigmas, float64 [num_timesteps]: arXiv 2206.00364, eq. 5."""
+    low, high = (sigma ** (1.0 / EDM_RHO) for sigma in (config.sigma_min, config.sigma_max))
+    return torch.linspace(low, high, config.num_timesteps, dtype=torch.float64) ** EDM_RHO
 
 
 def zero_terminal(alphas_cumprod: Tensor) -> Tensor:

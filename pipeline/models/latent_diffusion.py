@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.config import Config, UserError
 from pipeline.diffusion.objective import ObjectiveConfig
 from pipeline.diffusion.sampling import SamplingConfig
+from pipeline.models.condition import ConditionConfig, num_channels
 from pipeline.models.text import TextConfig, TextTower, build_text_tower
 from pipeline.models.unet import UNet, UNetConfig
 
@@ -22,6 +23,8 @@ class LatentDiffusionConfig(Config):
     """The denoising network."""
     text: TextConfig
     """The text tower."""
+    condition: ConditionConfig | None = None
+    """What the network sees of a given picture (inpaint, upscale); needs pictures, not stored latents, to train on."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Noise schedule, prediction target and loss weights."""
     sampling: SamplingConfig = SamplingConfig()
@@ -37,11 +40,16 @@ class LatentDiffusion(nn.Module):
         self.text = text
 
     def forward(self, noised: Tensor, t: Tensor, captions: Tensor) -> Tensor:
-        """`noised` [B, C, H, W], timesteps `t` [B], token numbers [B, T] or text states [B, T, D] -> [B, C, H, W]."""
+        """`noised` [B, C + K, H, W] with its condition, `t` [B], tokens [B, T] or states [B, T, D] -> [B, C, H, W]."""
         if not captions.is_floating_point():
             assert self.text is not None, "a frozen text tower encodes before the model is called"
             captions = self.text(captions)  # [B, T, D]
         return self.unet(noised, t, captions)  # [B, C, H, W]
+
+
+def build_unet(config: LatentDiffusionConfig) -> UNet:
+    """The UNet, with an input for the condition where there is one."""
+    return UNet(config.unet, num_channels(config.condition, config.unet.latent_channels))
 
 
 def build_latent_diffusion(config: LatentDiffusionConfig, seed: int) -> tuple[LatentDiffusion, TextTower]:
@@ -53,7 +61,7 @@ def build_latent_diffusion(config: LatentDiffusionConfig, seed: int) -> tuple[La
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text = build_text_tower(config.text)
-        unet = UNet(config.unet)
+        unet = build_unet(config)
     if text.width != config.unet.context_dim:
         raise UserError(f"unet.context_dim: {config.unet.context_dim}, but the text states are {text.width} wide")
     return LatentDiffusion(unet, None if text.frozen else text), text

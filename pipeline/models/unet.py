@@ -107,18 +107,23 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts from a noised latent; the first output of a new model is exactly zero."""
+    """Predicts from a noised latent; the first output of a new model is exactly zero.
+
+    Args:
+        config: the shape.
+        condition_channels: channels that stand behind those of the noised latent in the input, not in the output.
+    """
 
     down: Sequence[Level]
     up: Sequence[Level]
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: UNetConfig, condition_channels: int = 0) -> None:
         super().__init__()
         self.config = config
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
         time_dim = 4 * config.channels
         self.time = nn.Sequential(nn.Linear(config.channels, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.latent_channels + condition_channels, widths[0], 3, padding=1)
         levels, skips = _way_down(config, widths)
         self.down = nn.ModuleList(levels)  # type: ignore[assignment]
         self.middle = nn.ModuleList(
@@ -132,13 +137,13 @@ class UNet(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.latent_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Noised latent `x` [B, C, H, W], timesteps `t` [B], text states `context` [B, T, D] -> [B, C, H, W].
+        """Noised latent and condition `x` [B, C + K, H, W], `t` [B], text states `context` [B, T, D] -> [B, C, H, W].
 
         H and W must divide by 2^(levels - 1).
         """
         x = x.contiguous(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
         time = self.time(timestep_embedding(t, self.config.channels).to(x.dtype))  # [B, E]
-        h = self.conv_in(x)  # [B, C, H, W]
+        h = self.conv_in(x)  # [B, C', H, W]
         skips = [h]
         for level in self.down:
             for layer in level.layers:

@@ -13,9 +13,8 @@ from pipeline.config import UserError
 from pipeline.losses.perceptual import PerceptualDistance
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
-from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_unet
 from pipeline.models.text import PretrainedTextConfig, build_text_tower
-from pipeline.models.unet import UNet
 from pipeline.plan.measure import Part, measure, shapes_only
 from pipeline.torchvision_shim import declare_missing_operators
 
@@ -62,11 +61,11 @@ def diffusion_parts(
             tower = _pretrained_shape(config.text)
             length = int(tower.context_length)
             frozen.append(_text_part(tower, length, "text" in stored))
-        model = LatentDiffusion(UNet(config.unet), text)
+        model = LatentDiffusion(build_unet(config), text)
         side = image_size // autoencoder.downsample_factor
 
         def run(num_images: int) -> Tensor:
-            noised = torch.empty(num_images, config.unet.latent_channels, side, side)
+            noised = torch.empty(num_images, model.unet.conv_in.in_channels, side, side)
             states = torch.empty(num_images, length, config.unet.context_dim)
             captions = _tokens(num_images, length) if text else states
             output: Tensor = model(noised, torch.zeros(num_images, dtype=torch.long), captions)

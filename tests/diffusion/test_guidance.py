@@ -38,3 +38,18 @@ def test_guided_denoiser_evaluates_both_prompts_at_once() -> None:
     assert sizes == [3, 6]
     torch.testing.assert_close(plain, torch.ones_like(x))
     torch.testing.assert_close(guided, 3 * torch.ones_like(x))
+
+
+def test_outside_its_interval_guidance_costs_and_does_nothing() -> None:
+    objective = build_objective(ObjectiveConfig(prediction="x0"))
+    sizes = []
+
+    def network(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x + states.mean((1, 2)).view(-1, 1, 1, 1)
+
+    denoiser = guided_denoiser(
+        network, objective, torch.ones(3, 5, 6), torch.zeros(3, 5, 6), scale=3.0, interval=(0.25, 0.75)
+    )
+    values = {t: float(denoiser(torch.zeros(3, 4, 8, 8), torch.full((3,), t)).mean()) for t in (100, 500, 900)}
+    assert values == {100: 1.0, 500: 3.0, 900: 1.0} and sizes == [3, 6, 3]

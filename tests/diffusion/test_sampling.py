@@ -15,13 +15,18 @@ from pipeline.diffusion.sampling import (
     ddpm,
     dpmpp_2m,
     euler,
+    euler_ancestral,
+    heun,
     unchanged,
+    unipc,
 )
 from pipeline.diffusion.schedule import NoiseSchedule, ScheduleConfig, Spacing, build_schedule, spaced_timesteps
 
 MEAN, STD = 0.7, 0.5
 SD = build_schedule(ScheduleConfig())
 ZERO_TERMINAL = build_schedule(ScheduleConfig(zero_terminal_snr=True))
+FLOW = build_schedule(ScheduleConfig(kind="flow"))
+EDM = build_schedule(ScheduleConfig(kind="edm"))
 
 
 class GaussianDenoiser:
@@ -38,8 +43,8 @@ class GaussianDenoiser:
 
 def marginal_scales(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
     """Mean and standard deviation of x_t."""
-    abar = float(schedule.alphas_cumprod[t])
-    return math.sqrt(abar) * MEAN, math.sqrt(abar * STD**2 + 1 - abar)
+    signal, noise = float(schedule.signal[t]), float(schedule.noise[t])
+    return signal * MEAN, math.hypot(signal * STD, noise)
 
 
 def fresh(shape: torch.Size) -> FreshNoise:
@@ -56,14 +61,18 @@ def transport_error(sampler: Sampler, schedule: NoiseSchedule, num_steps: int, s
     return float((samples - (MEAN + STD * quantiles)).abs().max())
 
 
-@pytest.mark.parametrize("schedule", [SD, ZERO_TERMINAL])
-@pytest.mark.parametrize("sampler, bound", [(ddim, 2e-2), (euler, 2e-2), (dpmpp_2m, 4e-3)])
+SECOND_ORDER = [(heun, 4e-3), (dpmpp_2m, 4e-3), (unipc, 4e-3)]
+
+
+@pytest.mark.parametrize("schedule", [SD, ZERO_TERMINAL, FLOW, EDM], ids=["sd", "zero-terminal", "flow", "edm"])
+@pytest.mark.parametrize("sampler, bound", [(ddim, 2e-2), (euler, 2e-2), *SECOND_ORDER])
 def test_deterministic_samplers_follow_the_exact_flow(sampler: Sampler, bound: float, schedule: NoiseSchedule) -> None:
     assert transport_error(sampler, schedule, 250) < bound
 
 
-def test_second_order_beats_first_order() -> None:
-    assert transport_error(dpmpp_2m, SD, 250) < 0.3 * transport_error(ddim, SD, 250)
+@pytest.mark.parametrize("sampler", [heun, dpmpp_2m, unipc])
+def test_second_order_beats_first_order(sampler: Sampler) -> None:
+    assert transport_error(sampler, SD, 250) < 0.3 * transport_error(ddim, SD, 250)
 
 
 def test_first_order_error_falls_in_proportion_to_the_step() -> None:
@@ -71,7 +80,7 @@ def test_first_order_error_falls_in_proportion_to_the_step() -> None:
     assert 3.0 < ratio < 5.5
 
 
-@pytest.mark.parametrize("schedule", [SD, ZERO_TERMINAL])
+@pytest.mark.parametrize("schedule", [SD, ZERO_TERMINAL, FLOW, EDM], ids=["sd", "zero-terminal", "flow", "edm"])
 def test_ddpm_reaches_mean_and_variance(schedule: NoiseSchedule) -> None:
     """The update is linear with Gaussian noise, so its moments follow in closed form, without sampling error."""
     denoiser = GaussianDenoiser(schedule)
@@ -115,6 +124,7 @@ def test_ddpm_is_ddim_with_eta_one() -> None:
     a = ddpm(GaussianDenoiser(SD), x, SD, timesteps, fresh(x.shape))
     b = ddim(GaussianDenoiser(SD), x, SD, timesteps, fresh(x.shape), eta=1.0)
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(euler_ancestral(GaussianDenoiser(SD), x, SD, timesteps, fresh(x.shape)), b)
 
 
 def test_euler_is_eulers_method_in_sigma() -> None:
@@ -133,7 +143,7 @@ def test_euler_is_eulers_method_in_sigma() -> None:
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_all_samplers_finish_clean_at_awkward_counts(name: SamplerName, spacing: Spacing) -> None:
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for schedule in (SD, ZERO_TERMINAL):
+    for schedule in (SD, ZERO_TERMINAL, FLOW, EDM):
         for num_steps in (1, 2, 3, 7, 37):
             visited: list[int | None] = []
             timesteps = spaced_timesteps(num_steps, spacing)

@@ -125,3 +125,21 @@ def test_partial_timesteps_keeps_the_end() -> None:
     for strength in (0.0, 1.5):
         with pytest.raises(UserError, match="strength"):
             partial_timesteps(timesteps, strength)
+
+
+def test_flow_is_a_straight_line_and_edm_reaches_its_sigmas() -> None:
+    flow, edm = build_schedule(ScheduleConfig(kind="flow")), build_schedule(ScheduleConfig(kind="edm"))
+    torch.testing.assert_close(flow.signal + flow.noise, torch.ones(1000, dtype=torch.float64))
+    assert flow.noise[499] == 0.5 and flow.noise[999] == 1.0 and flow.signal[999] == 0.0
+    assert (edm.signal == 1.0).all() and bool((edm.noise.diff() > 0).all())
+    assert [edm.noise[0].item(), edm.noise[999].item()] == pytest.approx([0.002, 80.0])
+
+
+@pytest.mark.parametrize("kind", ["scaled_linear", "cosine", "flow", "edm"])
+def test_a_shift_multiplies_the_noise_to_signal_ratio_everywhere(kind: str) -> None:
+    plain, shifted = (build_schedule(ScheduleConfig(kind=kind, shift=shift)) for shift in (1.0, 2.0))
+    torch.testing.assert_close(shifted.noise / shifted.signal, 2.0 * plain.noise / plain.signal, rtol=1e-9, atol=0)
+    total = plain.signal + plain.noise if kind == "flow" else plain.signal**2 + plain.noise**2
+    again = shifted.signal + shifted.noise if kind == "flow" else shifted.signal**2 + shifted.noise**2
+    if kind != "edm":
+        torch.testing.assert_close(again, total, rtol=1e-12, atol=0)

@@ -15,10 +15,10 @@ from pipeline.distributed.ema import EmaConfig
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.condition import InpaintConfig, UpscaleConfig
 from pipeline.models.text import NULL_PROMPT, TrainableTextConfig
 from pipeline.models.unet import UNetConfig
 from pipeline.optim import OptimConfig
-from pipeline.randomness import Purpose
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig, in_step
 from tests.ranks import run_ranks
 
@@ -87,7 +87,7 @@ def test_stored_and_online_latents_train_alike(single: None) -> None:
     with torch.no_grad():
         stored.latents = first_stage().encode_raw(online.images / 127.5 - 1.0)
     stored.images = None
-    torch.testing.assert_close(stage()._latents(online), stage()._latents(stored))
+    torch.testing.assert_close(stage().inputs.latents(online), stage().inputs.latents(stored))
     losses = [stage().train_step(b, 0, 0, 8)["diffusion_loss"] for b in (online, stored)]
     torch.testing.assert_close(losses[0], losses[1])
 
@@ -95,10 +95,9 @@ def test_stored_and_online_latents_train_alike(single: None) -> None:
 def test_draws_depend_on_sample_and_epoch_only(single: None) -> None:
     whole, part, later = batch([4, 5, 6, 7]), batch([6]), batch([6], epoch=1)
     one = stage()
-    like = torch.zeros(1, 4, 8, 8)
 
     def draws(b: Batch) -> list[torch.Tensor]:
-        return [one._noise(Purpose.NOISE, b.epochs, b.sample_ids, like), one._timesteps(b)]
+        return [one._noise(b, (4, 8, 8)), one._timesteps(b)]
 
     for all_rows, row, other in zip(draws(whole), draws(part), draws(later), strict=True):
         assert torch.equal(all_rows[2:3], row)
@@ -109,7 +108,7 @@ def test_caption_drop_has_its_rate_and_its_prompt(single: None) -> None:
     one = stage()
     many = Batch(list(range(10_000)), [0] * 10_000, [""] * 10_000, [""] * 10_000)
     assert 0.09 < np.mean(one._dropped(many)) < 0.11
-    tokens = one._captions(batch([0, 1]), [True, False])
+    tokens = one.inputs.captions(batch([0, 1]), [True, False])
     assert torch.equal(tokens[:1], one.text.tokenize([NULL_PROMPT]))  # what the generator encodes as its null prompt
     assert torch.equal(tokens[1:], one.text.tokenize([CAPTIONS[1]]))
 
@@ -177,3 +176,30 @@ def single() -> Iterator[None]:
     processes.start()
     yield
     processes.finish()
+
+
+@pytest.mark.parametrize("condition", [InpaintConfig(), UpscaleConfig()], ids=["inpaint", "upscale"])
+def test_a_conditioned_stage_trains_on_pictures_alone(condition: InpaintConfig | UpscaleConfig, single: None) -> None:
+    one = stage(CONFIG.model_copy(update={"condition": condition}))
+    metrics = one.train_step(batch([0, 1, 2]), 0, 0, 8)
+    assert np.isfinite(float(metrics["diffusion_loss"]))
+    assert one.preview().ndim == 3
+    stored = batch([0])
+    stored.images, stored.latents = None, torch.zeros(1, 4, 8, 8)
+    with pytest.raises(UserError, match=f"{condition.kind} needs pictures"):
+        one.train_step(stored, 1, 3, 8)
+
+
+def test_offset_noise_is_one_number_for_each_channel_of_a_sample(single: None) -> None:
+    plain, offset = stage(), stage(CONFIG.model_copy(update={"offset_noise": 0.5}))
+    added = offset._noise(batch([3, 4]), (4, 8, 8)) - plain._noise(batch([3, 4]), (4, 8, 8))
+    torch.testing.assert_close(added, added[:, :, :1, :1].expand_as(added), rtol=0, atol=1e-6)
+    assert added[:, :, 0, 0].unique().numel() == 8
+
+
+def test_every_width_of_the_average_is_a_part_of_its_own(single: None) -> None:
+    one = stage(CONFIG.model_copy(update={"ema": EmaConfig(power_widths=(0.05, 0.1))}))
+    one.train_step(batch([0, 1, 2]), 0, 0, 8)
+    assert set(one.parts()) == {"unet", "unet_ema", "unet_ema_0.05", "unet_ema_0.1"}
+    for track in one.tracks.values():  # the first update takes the weights whole
+        assert all(torch.equal(a, b) for a, b in zip(track.averages, track.masters, strict=True))

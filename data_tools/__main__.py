@@ -7,10 +7,11 @@ from pipeline.command_line import run_program
 ABOUT = "Turn pictures with captions into WebDataset shards, check them and look at them."
 COMMANDS = {
     "draw": "make captioned pictures on the spot: coloured shapes, or emoji",
-    "shard": "turn a folder or a table of pictures with captions into shards",
+    "shard": "turn a folder, table, list or tars of pictures with captions into shards",
     "index": "index WebDataset tars of foreign origin, so that they can be trained on",
-    "validate": "check every byte, picture and caption of a dataset",
+    "validate": "check every byte, picture and caption of a dataset, and repair it",
     "report": "one HTML page about a dataset: counts, failures, sizes, words, pictures",
+    "mask": "choose which samples count: filters, duplicates, opt-outs",
     "precompute": "encode pictures once: latents in shards, stamped with their autoencoder",
 }
 

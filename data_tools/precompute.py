@@ -57,11 +57,11 @@ class LatentEncoder:
         if self.image_size % factor:
             raise UserError(f"--image-size {self.image_size}: not a multiple of the autoencoder's factor {factor}")
 
-    def stamp(self, source: Manifest) -> LatentStamp:
+    def stamp(self, source_digest: str) -> LatentStamp:
         """What the manifest of the latents says about their origin."""
         side = self.image_size // self._autoencoder.downsample_factor
         shape = (self._autoencoder.config.embedding_dim, side, side)
-        return LatentStamp(self.digest, self._dtype, shape, self.image_size, "center", source.digest)
+        return LatentStamp(self.digest, self._dtype, shape, self.image_size, "center", source_digest)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -88,7 +88,7 @@ def precompute(
         source = reader.manifest
         if source.kind != "images":
             raise UserError(f"{data}: holds {source.kind}; --data takes shards of pictures")
-        plan = encoder.stamp(source).as_dict()
+        plan = encoder.stamp(reader.digest).as_dict()
         done = _finished(out, plan)
         shards = _shards_of_rank(source, rank, world_size)
         todo = {name: samples for name, samples in shards.items() if name not in done}

@@ -1,39 +1,47 @@
-"""Pairs -> shards: plan what goes into which shard, let worker processes write them, name them all in a manifest.
+"""Pairs -> shards: plan what goes into which shard, let workers write them, name them all in a manifest.
 
 A shard with a stats file is done: the same command again writes only what is missing, and a command with other inputs
 or settings on the same folder is refused. Called by `tessera-data shard`.
 """
 
-import hashlib
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_tools.pixels import ResizeMode
-from data_tools.pool import map_unordered
-from data_tools.shard_writer import OWN_COLUMNS, SUCCESS, ShardTask, make_shard
-from data_tools.sources import Pair, open_source
+from data_tools.finish import finish_dataset
+from data_tools.pair_list import PairList
+from data_tools.pixels.prepare import Extension
+from data_tools.pixels.resize import ResizeMode
+from data_tools.pool import Engine, map_unordered
+from data_tools.shard_writer import ShardTask, free_name, make_shard
+from data_tools.sources.pair import Source
+from data_tools.web import WebConfig
 from pipeline import storage
 from pipeline.config import Config, UserError, config_differences
-from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardRecord, shard_name
+from pipeline.data.shards import MANIFEST_NAME, shard_name
 
 SHARD_NAME = re.compile(r"\d{5,}\.tar")
+ENCODERS = ("numpy", "opencv-python-headless", "pillow", "simplejpeg")
+"""Libraries whose version decides the bytes of a shard."""
 
 
 class ShardConfig(Config):
     """What becomes of the pictures, and in which order they come."""
 
     size: int | None = Field(None, gt=0)
-    """Side in pixels: of the square for center_crop, of the shorter side for keep_ratio."""
+    """Side in pixels: of the square for center_crop and border, of the shorter side for keep_ratio, else the longer."""
     resize: ResizeMode = "center_crop"
-    """center_crop, keep_ratio or none."""
+    """center_crop, keep_ratio, keep_ratio_largest, border or none."""
+    format: Extension | None = None
+    """Of all stored pictures; None: png when every input is named like a lossless picture, else jpg."""
+    quality: int = Field(95, ge=1, le=100)
+    """Of JPEG and WebP that have to be encoded."""
     samples_per_shard: int = Field(1000, gt=0)
     """Input rows of a shard; those that fail leave a gap."""
     shuffle_seed: int = Field(0, ge=0)
@@ -46,37 +54,56 @@ class ShardConfig(Config):
         return self
 
 
-def shard_dataset(source_url: str, out: str, config: ShardConfig, num_workers: int) -> dict[str, Any]:
-    """Write the dataset `out` from the pairs of `source_url`; the summary of all its shards, old and new.
+class WorkConfig(Config):
+    """Who does the work; none of it changes a byte."""
+
+    num_workers: int = Field(1, gt=0)
+    """Worker processes on this machine."""
+    engine: Engine = "process"
+    """process, or ray: the cores of a cluster."""
+    share: tuple[int, int] = (0, 1)
+    """(i, n): the i-th of n equal runs of shards, for n commands that work side by side."""
+    web: WebConfig = WebConfig()
+    """How pictures come over a network."""
+
+
+def shard_dataset(source: Source, name: str, out: str, config: ShardConfig, work: WorkConfig) -> dict[str, Any]:
+    """Write the dataset `out` from the pairs of `source`; the summary of all its shards, old and new.
+
+    Args:
+        name: what messages call the source.
 
     Raises:
-        UserError: nothing to read, nothing readable, or `out` holds another dataset.
+        UserError: nothing to read, nothing readable, `out` holds another dataset, or cannot be written.
     """
-    pairs = [_with_free_names(pair) for pair in open_source(source_url).pairs()]
-    if not pairs:
-        raise UserError(f"{source_url}: no pictures here; a dataset needs at least one pair of picture and caption")
-    plan = {"config": config.model_dump(), "input": {"pairs": len(pairs), "digest": _digest_of_pairs(pairs)}}
-    done = _finished_shards(out, plan)
-    tasks = [task for task in _tasks(pairs, out, config, plan) if shard_name(task.shard_id) not in done]
-    for stats in map_unordered(make_shard, tasks, num_workers, f"sharding into {out}"):
-        done[stats["shard"]["name"]] = stats
-    records = [done[name] for name in sorted(done, key=lambda name: int(name.removesuffix(".tar")))]
-    return {"out": out, "written_now": len(tasks)} | _finish(out, plan, records)
+    with PairList(source) as pairs:
+        if not len(pairs):
+            raise UserError(f"{name}: no pictures here; a dataset needs at least one pair of picture and caption")
+        columns = {free_name(column): kind for column, kind in pairs.extra_columns().items()}
+        extension: Extension = config.format or ("png" if pairs.all_lossless else "jpg")
+        plan = _plan(config, extension, pairs, columns)
+        done = _finished_shards(out, plan)
+        num_shards = -(-len(pairs) // config.samples_per_shard)
+        todo = [shard_id for shard_id in _share_of(num_shards, work.share) if shard_name(shard_id) not in done]
+        tasks = _tasks(pairs, out, config, extension, columns, plan, _web_of_worker(work), todo)
+        written = map_unordered(make_shard, tasks, len(todo), work.num_workers, f"sharding into {out}", work.engine)
+        try:
+            for stats in written:
+                done[stats["shard"]["name"]] = stats
+        except OSError as error:
+            raise UserError(
+                f"{out}: cannot be written: {error}; what is done stays, the same command goes on"
+            ) from None
+    return {"out": out, "written_now": len(todo)} | finish_dataset(out, plan, done, num_shards)
 
 
-def _with_free_names(pair: Pair) -> Pair:
-    """The pair with `input_` before each further column whose name the shard's table needs itself."""
-    extra = {f"input_{name}" if name in OWN_COLUMNS else name: value for name, value in pair.extra.items()}
-    return replace(pair, extra=extra)
-
-
-def _digest_of_pairs(pairs: Iterable[Pair]) -> str:
-    """sha256 hex digest of what the source says about its pairs; independent of where the source lies."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        facts = [pair.name, pair.caption, pair.caption_file is not None, pair.num_bytes, pair.extra]
-        digest.update(json.dumps(facts, default=str).encode())
-    return digest.hexdigest()
+def _plan(config: ShardConfig, extension: Extension, pairs: PairList, columns: Mapping[str, str]) -> dict[str, Any]:
+    """All that decides the bytes of the shards: what another run must agree with to go on here."""
+    return {
+        "config": config.model_dump() | {"format": extension},
+        "input": {"pairs": len(pairs), "digest": pairs.digest, "columns": dict(columns)},
+        "encoders": {name: version(name) for name in ENCODERS},
+    }
 
 
 def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -102,60 +129,50 @@ def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]
     return done
 
 
-def _tasks(pairs: Sequence[Pair], out: str, config: ShardConfig, plan: dict[str, Any]) -> Iterator[ShardTask]:
+def _share_of(num_shards: int, share: tuple[int, int]) -> range:
+    """The shards of one of `share[1]` commands."""
+    index, count = share
+    return range(num_shards * index // count, num_shards * (index + 1) // count)
+
+
+def _web_of_worker(work: WorkConfig) -> WebConfig:
+    """The connections to a host, dealt out to the workers."""
+    each = max(1, work.web.connections_per_host // work.num_workers)
+    return work.web.model_copy(update={"connections_per_host": each})
+
+
+def _tasks(
+    pairs: PairList,
+    out: str,
+    config: ShardConfig,
+    extension: Extension,
+    columns: Mapping[str, str],
+    plan: Mapping[str, Any],
+    web: WebConfig,
+    shard_ids: Sequence[int],
+) -> Iterator[ShardTask]:
     """One task for each shard: the mixed pairs, cut into runs of `samples_per_shard`."""
     order = shuffled_order(len(pairs), config.shuffle_seed)
     key_digits = math.ceil(math.log10(config.samples_per_shard)) if config.samples_per_shard > 1 else 1
-    columns = _extra_columns(pairs)
-    for shard_id, start in enumerate(range(0, len(pairs), config.samples_per_shard)):
-        chosen = [pairs[n] for n in order[start : start + config.samples_per_shard]]
-        yield ShardTask(out, shard_id, chosen, key_digits, config.resize, config.size, columns, plan)
+    plan = json.loads(json.dumps(plan))  # as it will be read again
+    for shard_id in shard_ids:
+        start = shard_id * config.samples_per_shard
+        yield ShardTask(
+            out=out,
+            shard_id=shard_id,
+            pairs=pairs.take(order[start : start + config.samples_per_shard]),
+            key_digits=key_digits,
+            resize=config.resize,
+            size=config.size,
+            extension=extension,
+            quality=config.quality,
+            web=web,
+            extra_columns=columns,
+            plan=plan,
+        )
 
 
 def shuffled_order(num: int, seed: int) -> np.ndarray:
     """A permutation of range(num), int64 [num]: the places of sorted Philox words, the same with every numpy."""
     words = np.random.Philox(key=np.array([seed, num], dtype=np.uint64)).random_raw(num)
     return np.argsort(words, kind="stable")
-
-
-def _extra_columns(pairs: Iterable[Pair]) -> dict[str, str]:
-    """Arrow type of each further column over the whole input, so that all shards have one schema; else string."""
-    kinds: dict[str, set[type]] = {}
-    for pair in pairs:
-        for name, value in pair.extra.items():
-            kinds.setdefault(name, set()).update([] if value is None else [type(value)])
-    aliases = {bool: "bool", int: "int64", float: "double"}
-    return {name: aliases.get(found.pop(), "string") if len(found) == 1 else "string" for name, found in kinds.items()}
-
-
-def _finish(out: str, plan: dict[str, Any], stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Write the manifest and add the stats of all shards up.
-
-    Raises:
-        UserError: not one sample could be read.
-    """
-    failures = sum((Counter(row["status_dict"]) for row in stats), Counter())
-    num_samples = failures.pop(SUCCESS, 0)
-    if not num_samples:
-        raise UserError(f"{out}: not one of {plan['input']['pairs']} pictures could be read: {min(failures)}")
-    _remove_torn_files(out)
-    records = tuple(ShardRecord(**row["shard"]) for row in stats if row["shard"]["num_samples"])
-    fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    manifest = Manifest("images", records, fingerprint)
-    manifest.save(out)
-    return {
-        "shards": len(records),
-        "samples": num_samples,
-        "failed": sum(failures.values()),
-        "failures": dict(failures.most_common()),
-        "without_caption": sum(row["without_caption"] for row in stats),
-        "bytes": manifest.num_bytes,
-        "digest": manifest.digest,
-    }
-
-
-def _remove_torn_files(out: str) -> None:
-    """Remove what killed runs were writing into a local folder; now that all shards are there, nobody writes."""
-    if storage.is_local(out):
-        for path in storage.local_path(out).glob(".*.partial"):
-            path.unlink()

@@ -16,8 +16,13 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from data_tools.pixels import BadImage, ResizeMode, prepare
-from data_tools.sources import Pair
+from data_tools.fetch import Outcome, read_ahead
+from data_tools.pixels.header import BadImage
+from data_tools.pixels.prepare import Extension, prepare
+from data_tools.pixels.resize import ResizeMode
+from data_tools.sidecars import DaliIndex
+from data_tools.sources.pair import Pair
+from data_tools.web import OptedOut, WebConfig
 from pipeline import storage
 from pipeline.data.shards import ShardRecord, shard_name, stats_name, table_name, write_shard
 from pipeline.data.tar import TarSample
@@ -34,8 +39,10 @@ OWN_COLUMNS = {
     "original_width": pa.int32(),
     "original_height": pa.int32(),
     "sha256": pa.string(),
+    "sample_sha256": pa.string(),
 }
-"""Columns of a shard's table without those of the input, which stand after `url`. sha256: of the bytes as found."""
+"""Columns of a shard's table without those of the input, which stand after `url`. sha256: of the picture as found, as
+img2dataset has it; sample_sha256: of the sample as stored (`sample_digest`)."""
 
 Row = dict[str, Any]
 
@@ -51,6 +58,10 @@ class ShardTask:
     """Digits of a sample's place in its shard; the key is shard number and place."""
     resize: ResizeMode
     size: int | None
+    extension: Extension
+    """Of all pictures, so that all samples have the same members."""
+    quality: int
+    web: WebConfig
     extra_columns: Mapping[str, str]
     """Further columns of the input and their Arrow types."""
     plan: Mapping[str, Any]
@@ -58,12 +69,18 @@ class ShardTask:
 
 
 def make_shard(task: ShardTask) -> Row:
-    """Write the four files of one shard and return its stats (see `shard_stats`)."""
+    """Write the five files of one shard and return its stats (see `shard_stats`).
+
+    Raises:
+        OSError: `task.out` cannot be written.
+    """
     started = time.time()
     name = shard_name(task.shard_id)
     rows: list[Row] = []
-    record = write_shard(task.out, name, _samples(task, rows))
-    storage.write_bytes(storage.join(task.out, table_name(name)), _table(rows, task.extra_columns))
+    dali = DaliIndex()
+    record = write_shard(task.out, name, dali.passing(_samples(task, rows)))
+    dali.save(task.out, name)
+    storage.write_bytes(storage.join(task.out, table_name(name)), table_bytes(rows, task.extra_columns))
     stats = shard_stats(rows, record, task.plan, started, time.time())
     storage.write_json(storage.join(task.out, stats_name(name)), stats)
     return stats
@@ -87,39 +104,63 @@ def shard_stats(rows: Sequence[Row], record: ShardRecord, plan: Mapping[str, Any
     }
 
 
+def free_name(column: str) -> str:
+    """The name of a further column: with `input_` before it where the shard's table needs the name itself."""
+    return f"input_{column}" if column in OWN_COLUMNS else column
+
+
+def sample_digest(members: Mapping[str, bytes]) -> str:
+    """sha256 hex digest of a stored sample: its members by extension, each with its length."""
+    digest = hashlib.sha256()
+    for extension in sorted(members):
+        digest.update(f"{extension} {len(members[extension])}\n".encode())
+        digest.update(members[extension])
+    return digest.hexdigest()
+
+
 def _samples(task: ShardTask, rows: list[Row]) -> Iterator[TarSample]:
     """The samples that turn out good; `rows` gets one line for every pair, good or not."""
-    for place, pair in enumerate(task.pairs):
+    for place, (pair, outcome) in enumerate(read_ahead(task.pairs, task.web)):
         key = f"{task.shard_id:05d}{place:0{task.key_digits}d}"
-        row: Row = dict.fromkeys(OWN_COLUMNS) | {"url": pair.name, **pair.extra, "key": key}
+        row: Row = dict.fromkeys(OWN_COLUMNS) | {"caption": pair.caption, "url": pair.name, "key": key}
+        row |= {free_name(name): value for name, value in pair.extra.items()}
         rows.append(row)
-        sample = _read(task, pair, row)
+        sample = _read(task, outcome, row)
         if sample is not None:
             yield sample
 
 
-def _read(task: ShardTask, pair: Pair, row: Row) -> TarSample | None:
-    """Fetch and prepare one pair and fill in its row; None when it fails, with the reason in the row."""
+def _read(task: ShardTask, outcome: Outcome, row: Row) -> TarSample | None:
+    """Take what was found, prepare it, and fill in its row; None when it fails, with the reason in the row."""
     try:
-        row["caption"] = pair.read_caption()
-        data = pair.read_picture()
+        found = outcome()
     except (OSError, ValueError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        row.update(status=UNREADABLE, error_message=reason)
+        row.update(status=UNREADABLE, error_message=_reason(error))
         return None
-    row["sha256"] = hashlib.sha256(data).hexdigest()
+    row.update({free_name(name): value for name, value in found.extra.items()})
+    row.update(caption=found.caption, sha256=hashlib.sha256(found.picture).hexdigest())
     try:
-        pixels = prepare(data, task.resize, task.size)
+        pixels = prepare(found.picture, task.resize, task.size, task.extension, task.quality)
     except BadImage as error:
         row.update(status=REFUSED, error_message=str(error))
         return None
     row.update(status=SUCCESS, width=pixels.width, height=pixels.height)
     row.update(original_width=pixels.original_width, original_height=pixels.original_height)
-    facts = json.dumps(row, indent=4, ensure_ascii=False, default=str).encode()
-    return TarSample(row["key"], {pixels.extension: pixels.data, "txt": row["caption"].encode(), "json": facts})
+    stated = {name: value for name, value in row.items() if name != "sample_sha256"}
+    facts = json.dumps(stated, indent=4, ensure_ascii=False, default=str).encode()
+    members = {task.extension: pixels.data, "txt": row["caption"].encode(), "json": facts}
+    row["sample_sha256"] = sample_digest(members)
+    return TarSample(row["key"], members)
 
 
-def _table(rows: Sequence[Row], extra_columns: Mapping[str, str]) -> bytes:
+def _reason(error: Exception) -> str:
+    """Why a pair could not be read, without its name where the kind of failure says enough."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return str(error) if type(error) in (OSError, OptedOut) else f"{type(error).__name__}: {error}"
+
+
+def table_bytes(rows: Sequence[Row], extra_columns: Mapping[str, str]) -> bytes:
     """The rows as a Parquet file: input columns first, then what became of each."""
     extra = {name: pa.type_for_alias(alias) for name, alias in extra_columns.items()}
     own = list(OWN_COLUMNS.items())
@@ -131,7 +172,11 @@ def _table(rows: Sequence[Row], extra_columns: Mapping[str, str]) -> bytes:
 
 
 def _cell(value: Any, kind: pa.DataType) -> Any:
-    """A value that fits its column: what is not text goes into a text column as JSON."""
-    if value is None or isinstance(value, str) or kind != pa.string():
+    """A value that fits its column: what is not text goes into a text column as JSON, what is no number nowhere."""
+    if value is None or pa.types.is_integer(kind):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if kind == pa.bool_():
+        return value if isinstance(value, bool) else None
+    if kind == pa.float64():
+        return float(value) if isinstance(value, int | float) else None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -3,31 +3,25 @@
 Numbers come from the shards' tables where there are some, else from the tars. Called by `data_tools.report`.
 """
 
-import hashlib
-import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from pyarrow import parquet
+from PIL import Image
 
 from data_tools.progress import track
+from data_tools.rows import rows_of_shard
 from data_tools.shard_writer import SUCCESS
-from data_tools.tars import opened, picture_of
+from data_tools.tars import picture_of
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.decode import DecodeError, decode_image
 from pipeline.data.index import ByteRange
-from pipeline.data.samples import caption_of
-from pipeline.data.shards import Manifest, ShardRecord, index_name, load_manifest, read_index, table_name
+from pipeline.data.shards import Manifest, ShardRecord, index_name, load_manifest, read_index
 from pipeline.data.source import read_range
-from pipeline.data.tar import TarSample, parse_samples, sample_offsets
-
-COLUMNS = ("caption", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
+from pipeline.data.tar import caption_of, parse_samples
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def survey(url: str) -> Survey:
         raise UserError(f"{url}: holds {manifest.kind}; give the shards of pictures that they were made of")
     found = Survey(manifest)
     for record in track(manifest.shards, len(manifest.shards), f"reading {url}"):
-        for row in _rows(url, record):
+        for row in rows_of_shard(url, record):
             found.add(row)
     return found
 
@@ -98,35 +92,6 @@ def sights(url: str, manifest: Manifest, num: int) -> list[Sight]:
             offsets = read_index(storage.join(url, index_name(record.name)))
             found += [sight for place in places if (sight := _sight(url, record, offsets, int(place)))]
     return found
-
-
-def _rows(url: str, record: ShardRecord) -> Iterator[Mapping[str, Any]]:
-    """The rows of one shard's table, or the same facts gathered from a tar without one."""
-    table = storage.join(url, table_name(record.name))
-    if storage.exists(table):
-        yield from parquet.read_table(io.BytesIO(storage.read_bytes(table)), columns=list(COLUMNS)).to_pylist()
-    else:
-        yield from _rows_of_tar(storage.join(url, record.name))
-
-
-def _rows_of_tar(url: str) -> Iterator[Mapping[str, Any]]:
-    """One row for each sample of a tar of foreign origin; only the pictures' headers are decoded."""
-    with opened(url) as buffer:
-        offsets = sample_offsets(buffer).tolist()
-        for start, stop in pairwise(offsets):
-            yield from map(_row_of_sample, parse_samples(buffer[start:stop]))
-
-
-def _row_of_sample(sample: TarSample) -> Mapping[str, Any]:
-    """What the table of a shard would say about a sample."""
-    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"caption": caption_of(sample)}
-    data = picture_of(sample) or b""
-    try:
-        width, height = Image.open(io.BytesIO(data)).size
-    except UnidentifiedImageError:
-        return row | {"status": "unreadable", "error_message": "no picture inside the sample"}
-    row |= {"width": width, "height": height, "original_width": width, "original_height": height}
-    return row | {"status": SUCCESS, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _sight(url: str, record: ShardRecord, offsets: np.ndarray, place: int) -> Sight | None:

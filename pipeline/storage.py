@@ -1,14 +1,16 @@
 """Bytes at rest: local paths and fsspec URLs behind one small face, and writes that are whole or absent.
 
-A local write goes to a temporary name, is fsynced and renamed; an object store shows an object only when it is
-complete, so it needs no rename. Called by the shard tools, the loader, the checkpoints and the exports.
+A local write goes to a temporary name, is fsynced and renamed. What goes to an object store is gathered first, in
+memory or in a temporary file, and put there in one piece, again and again if need be: a store shows an object only when
+it is complete. Called by the shard tools, the loader, the checkpoints and the exports.
 """
 
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +18,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from pipeline.config import UserError
+from pipeline.retry import patiently
 
 
 def is_local(url: str | Path) -> bool:
@@ -49,15 +52,18 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 def exists(url: str | Path) -> bool:
     """True when an object or folder of that name is there."""
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    with _told(url):
+        fs.invalidate_cache()  # another process may have written there since the last look
+        return bool(fs.exists(path))
 
 
 def list_names(url: str | Path) -> list[str]:
     """The names (last components) directly inside a folder, sorted; empty when it is not there."""
-    fs, path = filesystem(url)
-    if not fs.exists(path):
+    if not exists(url):
         return []
-    return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False))
+    fs, path = filesystem(url)
+    with _told(url):
+        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False))
 
 
 def read_bytes(url: str | Path) -> bytes:
@@ -68,12 +74,8 @@ def read_bytes(url: str | Path) -> bytes:
         UserError: the storage cannot be asked at all, as without credentials or with a wrong endpoint.
     """
     fs, path = filesystem(url)
-    try:
+    with _told(url):
         return bytes(fs.cat_file(path))
-    except OSError:
-        raise
-    except Exception as error:  # each object store's client has error classes of its own
-        raise UserError(f"{url}: {error}; check credentials and endpoint of the storage") from error
 
 
 def read_json(url: str | Path) -> Any:
@@ -81,13 +83,28 @@ def read_json(url: str | Path) -> Any:
     return json.loads(read_bytes(url))
 
 
+def remove(url: str | Path) -> None:
+    """Remove an object or file; what is not there is no error."""
+    fs, path = filesystem(url)
+    with _told(url), suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
 @contextmanager
 def writing(url: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only if the block ends without an exception: whole, and fsynced."""
+    """A binary file that appears under its name only if the block ends without an exception: whole, and fsynced.
+
+    Raises:
+        OSError: no room, or the storage failed after all attempts.
+        UserError: the storage cannot be asked at all, or refuses.
+    """
     if not is_local(url):
-        fs, path = filesystem(url)
-        with fs.transaction, fs.open(path, "wb") as file:
+        with tempfile.NamedTemporaryFile(prefix="tessera-upload-") as file:
             yield file
+            file.flush()
+            fs, path = filesystem(url)
+            with _told(url):
+                patiently(lambda: fs.put_file(file.name, path))
         return
     target = local_path(url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +121,34 @@ def writing(url: str | Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(url: str | Path, data: bytes) -> None:
-    """Write `data` whole or not at all."""
-    with writing(url) as file:
-        file.write(data)
+    """Write `data` whole or not at all; raises as `writing`."""
+    if is_local(url):
+        with writing(url) as file:
+            file.write(data)
+        return
+    fs, path = filesystem(url)
+    with _told(url):
+        patiently(lambda: fs.pipe_file(path, data))
 
 
 def write_json(url: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, whole or not at all."""
     write_bytes(url, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def _told(url: str | Path) -> Iterator[None]:
+    """A store that refuses, or whose client raises errors of its own, is a mistake of the user's and is named."""
+    try:
+        yield
+    except PermissionError as error:
+        if is_local(url):
+            raise
+        raise UserError(f"{url}: refused: {error}; check credentials and rights of the storage") from None
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # each object store's client has error classes of its own
+        raise UserError(f"{url}: {error}; check credentials and endpoint of the storage") from error
 
 
 def sync_directory(folder: Path) -> None:

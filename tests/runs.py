@@ -72,7 +72,8 @@ def drawn_shards(folder: Path, num: int, split: str = "train", image_size: int =
     """A dataset of `num` drawn shapes, made by the tools themselves (in this process, without a pool)."""
     from PIL import Image
 
-    from data_tools.shard import ShardConfig, shard_dataset
+    from data_tools.shard import ShardConfig, WorkConfig, shard_dataset
+    from data_tools.sources.open import open_source
     from pipeline.data.shapes import captions_of, draw_shape
 
     pictures = folder / f"{split}-pictures"
@@ -82,5 +83,5 @@ def drawn_shards(folder: Path, num: int, split: str = "train", image_size: int =
         Image.fromarray(image).save(pictures / f"{i:05d}.png")
         (pictures / f"{i:05d}.txt").write_text(caption)
     out = folder / split
-    shard_dataset(str(pictures), str(out), ShardConfig(resize="none"), num_workers=1)
+    shard_dataset(open_source(str(pictures)), "pictures", str(out), ShardConfig(resize="none"), WorkConfig())
     return out

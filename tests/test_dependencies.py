@@ -64,7 +64,8 @@ def sources_of(*folders: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("folders", "extras"), [(PACKAGES, [""]), (("tests",), ["", "dev"]), (("benchmarks",), ["", "bench"])]
+    ("folders", "extras"),
+    [(PACKAGES, ["", "ray", "language"]), (("tests",), ["", "dev"]), (("benchmarks",), ["", "bench"])],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: list[str]) -> None:
     declared = {name for extra in extras for name in requirements()[extra]}

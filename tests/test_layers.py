@@ -31,6 +31,7 @@ FLOORS = (
         "pipeline.torchvision_shim",
         "pipeline.command_line",
         "pipeline.run_folder",
+        "pipeline.retry",
     ),
 )
 """Top to bottom. A module may import from its own floor and from those below."""

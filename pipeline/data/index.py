@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.config import UserError
-from pipeline.data.retry import patiently
 from pipeline.data.shards import Manifest, index_name, read_index
+from pipeline.retry import patiently
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from pipeline.config import UserError
-from pipeline.data.samples import Arrays, BadSample, Decoded, caption_of, metadata_of
+from pipeline.data.samples import Arrays, BadSample, Decoded
 from pipeline.data.shards import Manifest
-from pipeline.data.tar import TarSample
+from pipeline.data.tar import TarSample, caption_of, metadata_of
 
 LATENT, TEXT_STATES = "npy", "text.npy"
 """Extensions of the members."""

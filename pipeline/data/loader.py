@@ -21,6 +21,7 @@ from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.read_ahead import ReadAhead
 from pipeline.data.reader import Slots
+from pipeline.data.selection import load_selection
 from pipeline.randomness import Draws
 
 PLANNED_SAMPLES = 4096
@@ -59,20 +60,22 @@ class Loader:
             raise UserError(f"batch_size {batch_size} does not divide by {world_size} ranks; take {near}")
         self._manifest = load_dataset(url, expect_autoencoder)
         self._config, self._rank, self._world_size, self._batch_size = config, rank, world_size, batch_size
-        self._order = SampleOrder(self._manifest.num_samples, seed, config.num_lanes, config.block_samples)
+        self._selection = load_selection(url, self._manifest)
+        self._selected = None if self._selection is None else self._selection.sample_ids()  # int64 [num_samples]
+        self._order = SampleOrder(self.num_samples, seed, config.num_lanes, config.block_samples)
         self._quarantine = Quarantine(quarantine, config.max_bad_fraction * self.num_samples, rank)
         self._reader = open_reader(url, self._manifest, config, Draws(seed), self._quarantine, self._blocks_in_use())
         self._stream: ReadAhead | None = None
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch."""
-        return self._manifest.num_samples
+        """Samples of an epoch: those of the manifest, or of the selection beside it."""
+        return self._manifest.num_samples if self._selected is None else len(self._selected)
 
     @property
     def digest(self) -> str:
-        """Digest of the manifest: what a checkpoint remembers of its data."""
-        return self._manifest.digest
+        """Digest of the manifest and the selection: what a checkpoint remembers of its data."""
+        return self._manifest.digest if self._selection is None else self._selection.digest
 
     @property
     def quarantined(self) -> int:
@@ -95,7 +98,7 @@ class Loader:
         self._stream = ReadAhead(
             self._plan(samples_seen),
             self._reader,
-            self._order.substitute,
+            self._substitute,
             config.prefetch_batches,
             config.fetch_ahead_batches,
         )
@@ -121,19 +124,30 @@ class Loader:
             firsts = samples_seen + self._batch_size * np.arange(num_batches)
             places = self._rank + self._world_size * np.arange(local)
             epochs, ids = self._order.samples_at((firsts[:, None] + places).ravel())
+            ids = ids if self._selected is None else self._selected[ids]
             for begin in range(0, num_batches * local, local):
                 yield Slots(epochs[begin : begin + local].tolist(), ids[begin : begin + local].tolist())
             samples_seen += num_batches * self._batch_size
 
+    def _substitute(self, epoch: int, sample_id: int, attempt: int) -> int:
+        """As the order draws it, among the samples that count."""
+        place = self._order.substitute(epoch, sample_id, attempt)
+        return place if self._selected is None else int(self._selected[place])
+
     def _blocks_in_use(self) -> int:
-        """Blocks that the fetched window can touch: of each lane of this rank the first, the last and those between."""
+        """Blocks that the fetched window can touch: of each lane of this rank the first, the last and those between.
+
+        Where samples are left out, the neighbours of one block of the order lie in several blocks of the tars.
+        """
         lanes = self._config.num_lanes // math.gcd(self._config.num_lanes, self._world_size)
         window = self._config.fetch_ahead_batches * self._batch_size // self._world_size
-        return lanes * (2 + window // (lanes * self._config.block_samples)) + 1
+        spread = -(-self._manifest.num_samples // self.num_samples)
+        return lanes * (2 + window // (lanes * self._config.block_samples)) * spread + 1
 
 
 class OrderedReader:
-    """Each sample of a dataset exactly once, in the order of the manifest; owns threads, so close it.
+    """Each sample of a dataset (or of the selection beside it) exactly once, in the order of the manifest; owns
+    threads, so close it.
 
     The samples are cut into as few global batches of at most `batch_size` as possible, equal but for one sample; rank
     r serves the places i with i % world_size == r of each. All ranks yield the same number of batches, so collectives
@@ -161,6 +175,10 @@ class OrderedReader:
         bad = Quarantine(quarantine, config.max_bad_fraction * self.manifest.num_samples, rank)
         num_blocks = (config.fetch_ahead_batches + 1) * batch_size // config.block_samples + 2
         self._reader = open_reader(url, self.manifest, config, None, bad, num_blocks)
+        selection = load_selection(url, self.manifest)
+        self._keep = None if selection is None else selection.keep  # bool [num_samples]
+        self.digest = self.manifest.digest if selection is None else selection.digest
+        """Of the manifest and the selection beside it."""
 
     def batches(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
         """One pass over the samples [first, last) of the manifest."""
@@ -181,10 +199,11 @@ class OrderedReader:
         self.close()
 
     def _plan(self, first: int, last: int) -> Iterator[Slots]:
-        num_batches = -(-(last - first) // self._batch_size)
-        bounds = [first + (last - first) * b // max(num_batches, 1) for b in range(num_batches + 1)]
+        chosen = np.arange(first, last) if self._keep is None else first + np.flatnonzero(self._keep[first:last])
+        num_batches = -(-len(chosen) // self._batch_size)
+        bounds = [len(chosen) * b // max(num_batches, 1) for b in range(num_batches + 1)]
         for begin, end in pairwise(bounds):
-            ids = list(range(begin + self._rank, end, self._world_size))
+            ids = chosen[begin + self._rank : end : self._world_size].tolist()
             yield Slots([0] * len(ids), ids)
 
 

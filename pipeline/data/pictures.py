@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pipeline.data.decode import DecodeError, decode_image
-from pipeline.data.samples import Arrays, BadSample, Decoded, caption_of, metadata_of
-from pipeline.data.tar import TarSample
+from pipeline.data.samples import Arrays, BadSample, Decoded
+from pipeline.data.tar import TarSample, caption_of, metadata_of
 from pipeline.randomness import Draws, Purpose
 
 IMAGE_EXTENSIONS = ("jpg", "png", "webp", "jpeg", "bmp", "gif", "tif", "tiff")

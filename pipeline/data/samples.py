@@ -1,6 +1,5 @@
 """What a decoder makes of one tar sample; the reader knows only this, not whether it holds pictures or latents."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,19 +47,3 @@ class Decoder(Protocol):
     def stack(self, samples: Sequence[Decoded]) -> Arrays:
         """The tensors of a batch, also of no samples at all."""
         ...
-
-
-def metadata_of(sample: TarSample) -> bytes:
-    """The `json` member as it is stored, an empty object where there is none."""
-    return sample.members.get("json", b"{}")
-
-
-def caption_of(sample: TarSample) -> str:
-    """The caption: the `txt` member, else `caption` of the `json` member, else nothing."""
-    if "txt" in sample.members:
-        return sample.members["txt"].decode("utf-8", "replace").strip()
-    try:
-        fields = json.loads(metadata_of(sample))
-    except ValueError:
-        return ""
-    return str(fields.get("caption") or "") if isinstance(fields, dict) else ""

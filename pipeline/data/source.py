@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.index import BlockIndex, ByteRange
-from pipeline.data.retry import patiently
 from pipeline.data.tar import TarError, TarSample, parse_samples
+from pipeline.retry import patiently
 
 
 class BlockSource:

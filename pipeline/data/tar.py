@@ -6,11 +6,11 @@ as WebDataset does: the key is the path up to the first dot of its last componen
 `data_tools`.
 """
 
+import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from mmap import mmap
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,17 @@ BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 _META_NAME = re.compile(r"__[^/]*__($|/)")
 
-Buffer = bytes | bytearray | memoryview | mmap
+
+class Buffer(Protocol):
+    """Bytes that are sliced: in memory, mapped, or fetched as they are asked for."""
+
+    def __len__(self) -> int:
+        """Number of bytes."""
+        ...
+
+    def __getitem__(self, place: slice, /) -> bytes | bytearray | memoryview:
+        """The bytes of a slice without a step."""
+        ...
 
 
 class Sink(Protocol):
@@ -81,14 +91,14 @@ def iter_members(buffer: Buffer, offset: int = 0) -> Iterator[TarMember]:
             else:
                 pax = _pax_records(payload)
                 long_name, long_size = pax.get("path", long_name), pax.get("size")
-            offset = start + _padded(size)
+            offset = start + padded(size)
             continue
         size = int(long_size) if long_size is not None else size
         if start + size > len(buffer):
             raise TarError(f"offset {offset}: member of {size} bytes is cut off after {len(buffer) - start}")
         if kind in b"0\0":
             yield TarMember(long_name or _ustar_name(header), first, start, size)
-        offset = start + _padded(size)
+        offset = start + padded(size)
         first, long_name, long_size = offset, None, None
 
 
@@ -112,12 +122,28 @@ def parse_samples(buffer: Buffer) -> list[TarSample]:
     return samples
 
 
+def metadata_of(sample: TarSample) -> bytes:
+    """The `json` member as it is stored, an empty object where there is none."""
+    return sample.members.get("json", b"{}")
+
+
+def caption_of(sample: TarSample) -> str:
+    """The caption: the `txt` member, else `caption` of the `json` member, else nothing."""
+    if "txt" in sample.members:
+        return sample.members["txt"].decode("utf-8", "replace").strip()
+    try:
+        fields = json.loads(metadata_of(sample))
+    except ValueError:
+        return ""
+    return str(fields.get("caption") or "") if isinstance(fields, dict) else ""
+
+
 def sample_offsets(buffer: Buffer) -> np.ndarray:
     """uint64 [n + 1] for `shards.write_index`: first header of each sample, then the end of the last member."""
     offsets, end, last_key = [], 0, None
     for member in iter_members(buffer):
         parts = split_name(member.name)
-        end = member.start + _padded(member.size)
+        end = member.start + padded(member.size)
         if parts is not None and parts[0] != last_key:
             offsets.append(member.offset)
             last_key = parts[0]
@@ -192,6 +218,6 @@ def _pax_records(payload: bytes) -> dict[str, str]:
     return records
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     """`size` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK

@@ -239,7 +239,7 @@ def test_object_stores_give_the_same_stream(url):
 def test_a_failing_store_is_tried_again(url, monkeypatch):
     import fsspec
 
-    from pipeline.data import retry
+    from pipeline import retry
 
     memory = fsspec.filesystem("memory")
     memory.put(url, "/bucket/shards", recursive=True)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.commands.validate import problems_of
 from data_tools.index import index_dataset
 from data_tools.report import write_report
-from data_tools.shard import ShardConfig, shard_dataset
+from data_tools.shard import ShardConfig, WorkConfig, shard_dataset
+from data_tools.sources.open import open_source
 from data_tools.validate import validate_dataset
 from pipeline.config import UserError
 from pipeline.data.shards import load_manifest
@@ -30,7 +32,8 @@ def shards(tmp_path: Path) -> str:
     for n in range(6):
         (tmp_path / f"{n}.png").write_bytes(png(n))
         (tmp_path / f"{n}.txt").write_text(f"word{n} <b>word</b>")
-    shard_dataset(str(tmp_path), str(tmp_path / "out"), ShardConfig(resize="none", samples_per_shard=3), num_workers=1)
+    config = ShardConfig(resize="none", samples_per_shard=3)
+    shard_dataset(open_source(str(tmp_path)), "pictures", str(tmp_path / "out"), config, WorkConfig())
     return str(tmp_path / "out")
 
 
@@ -43,7 +46,7 @@ def write_tar(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_F
 
 
 def problems(url: str) -> list[str]:
-    return [f"{check.name}: {problem}" for check in validate_dataset(url, num_workers=1) for problem in check.problems]
+    return problems_of(validate_dataset(url, num_workers=1))
 
 
 def flip(path: Path, place: int) -> None:
@@ -63,11 +66,14 @@ def test_a_whole_dataset_has_no_problem(shards: str) -> None:
         (lambda out: (out / "00001.tar").unlink(), "00001.tar: the manifest names it, but it is not there"),
         (lambda out: (out / "00001.tar").write_bytes(b""), "00001.tar: 0 bytes"),
         (lambda out: flip(out / "00001.tar", 600), "sha256 differs"),
-        (lambda out: flip(out / "00001.tar", 10), "wrong checksum"),
+        (lambda out: flip(out / "00001.tar", 10), "broken after the start: offset 0: tar header with a wrong checksum"),
         (lambda out: flip(out / "00001.tar.idx", 8), "00001.tar.idx does not fit"),
-        (lambda out: (out / "00001.tar.idx").unlink(), "00001.tar.idx: not found"),
+        (lambda out: (out / "00001.tar.idx").unlink(), "00001.tar.idx is not there"),
         (lambda out: (out / "00001.parquet").write_bytes((out / "00000.parquet").read_bytes()), "lists other samples"),
-        (lambda out: (out / "00001.tar").write_bytes((out / "00000.tar").read_bytes()), "3 keys that came before"),
+        (
+            lambda out: (out / "00001.tar").write_bytes((out / "00000.tar").read_bytes()),
+            "000000: a key that came before",
+        ),
     ],
 )
 def test_damage_is_found(shards: str, damage: Callable[[Path], object], complaint: str) -> None:

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from data_tools.shard import ShardConfig, shard_dataset, shuffled_order
+from data_tools.shard import ShardConfig, WorkConfig, shuffled_order
+from data_tools.shard import shard_dataset as shard_source
+from data_tools.shard_writer import sample_digest
+from data_tools.sources.open import open_source
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.shards import load_manifest, read_index
@@ -20,6 +23,11 @@ from pipeline.data.tar import parse_samples, sample_offsets
 
 NUM_GOOD, NUM_BAD = 23, 2
 CONFIG = ShardConfig(size=16, samples_per_shard=10)
+
+
+def shard_dataset(url: str, out: str, config: ShardConfig, num_workers: int) -> dict:
+    """Whatever lies at `url`, by workers on this machine."""
+    return shard_source(open_source(url), url, out, config, WorkConfig(num_workers=num_workers))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{n:02d}.png")
         if n:
             (folder / f"{n:02d}.txt").write_text(f"picture {n} é")
-    (folder / "page.jpg").write_text("<html>")
+    (folder / "page.png").write_text("<html>")
     (folder / "cut.png").write_bytes((folder / "05.png").read_bytes()[:300])
     return folder
 
@@ -45,12 +53,13 @@ def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def tree(folder: str | Path) -> dict[str, bytes]:
     """Every file but the stats, whose times differ."""
-    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if not p.name.endswith("_stats.json")}
+    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files if not p.name.endswith("_stats.json")}
 
 
 def test_the_folder_holds_the_contract(shards: str) -> None:
-    wanted = {f"{n:05d}{end}" for n in range(3) for end in (".tar", ".tar.idx", ".parquet", "_stats.json")}
-    assert set(storage.list_names(shards)) == wanted | {"manifest.json"}
+    wanted = {f"{n:05d}{end}" for n in range(3) for end in (".tar", ".tar.idx", ".idx", ".parquet", "_stats.json")}
+    assert set(storage.list_names(shards)) == wanted | {"manifest.json", "sizes.json", "shardindex.json", ".nv-meta"}
     manifest = load_manifest(shards)
     assert manifest.kind == "images" and manifest.num_samples == NUM_GOOD and len(manifest.fingerprint) == 64
     for record in manifest.shards:
@@ -71,15 +80,18 @@ def test_every_input_is_a_row_and_every_success_a_sample(shards: str, pictures: 
     for row, sample in zip(good, samples, strict=True):
         assert list(sample.members) == ["json", "png", "txt"]
         assert sample.members["png"] == (pictures / row["url"]).read_bytes(), "nothing to change: bytes as they came"
-        assert sample.members["txt"].decode() == row["caption"] and json.loads(sample.members["json"]) == row
+        assert sample.members["txt"].decode() == row["caption"] and json.loads(sample.members["json"]) == {
+            name: value for name, value in row.items() if name != "sample_sha256"
+        }
+        assert row["sample_sha256"] == sample_digest(sample.members)
     bad = {row["url"]: row["error_message"] for row in rows if row["status"] == "failed_to_resize"}
-    assert bad == {"page.jpg": "not a picture of a known format", "cut.png": "image file is truncated"}
+    assert bad == {"page.png": "not a picture of a known format", "cut.png": "image file is truncated"}
 
 
 def test_columns_stand_as_in_img2dataset(shards: str) -> None:
     names = parquet.read_schema(f"{shards}/00000.parquet").names
     assert names == ["caption", "url", "key", "status", "error_message", "width", "height", "original_width",
-                     "original_height", "sha256"]  # fmt: skip
+                     "original_height", "sha256", "sample_sha256"]  # fmt: skip
     stats = storage.read_json(f"{shards}/00000_stats.json")
     assert {"count", "successes", "failed_to_download", "failed_to_resize", "duration", "start_time", "end_time",
             "status_dict"} <= set(stats)  # fmt: skip

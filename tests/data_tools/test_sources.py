@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from data_tools.sources import Pair, open_source
+from data_tools.fetch import fetch_stored
+from data_tools.sources.open import open_source
+from data_tools.sources.pair import Pair
 from pipeline.config import UserError
 
 ROWS = [
@@ -34,10 +36,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_tree_in_order_of_paths(folder: Path) -> None:
-    found = {pair.name: pair.read_caption() for pair in pairs(folder)}
+    found = {pair.name: pair.read_caption(fetch_stored) for pair in pairs(folder)}
     assert found == {"b/1.webp": "", "b/2.JPG": "two", "both.png": "text wins", "z.png": "the last"}
     assert list(found) == sorted(found)
-    assert [pair.read_picture() for pair in pairs(folder)] == [b"pixels"] * 4
+    assert [pair.read(fetch_stored).picture for pair in pairs(folder)] == [b"pixels"] * 4
 
 
 def write_table(path: Path) -> None:
@@ -64,7 +66,7 @@ def test_tables_say_the_same(tmp_path: Path, ending: str) -> None:
 
 def test_absolute_paths_and_urls_stay(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("url,text\n/abs/x.png,one\ns3://bucket/y.png,\n")
-    assert [(p.picture, p.read_caption()) for p in pairs(tmp_path / "t.csv")] == [
+    assert [(p.picture, p.read_caption(fetch_stored)) for p in pairs(tmp_path / "t.csv")] == [
         ("/abs/x.png", "one"),
         ("s3://bucket/y.png", ""),
     ]
@@ -101,4 +103,4 @@ def test_a_json_without_caption_is_a_failure_of_its_pair(tmp_path: Path, text: s
     (tmp_path / "a.png").write_text("pixels")
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=complaint):
-        pairs(tmp_path)[0].read_caption()
+        pairs(tmp_path)[0].read_caption(fetch_stored)

@@ -1,0 +1,65 @@
+"""Bytes of an input, from wherever it lies: local file, object store, web, or a range of one. Called by shard writers.
+
+What has to come over a network is fetched by threads, ahead of its turn; a shard writer holds a bounded number of
+pictures at any time.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from data_tools.sources.pair import Fetch, Found, Pair, Span
+from data_tools.web import WebConfig, download, is_web
+from pipeline import storage
+
+Outcome = Callable[[], Found]
+"""Gives what a pair holds, or raises what went wrong."""
+
+
+def fetch_stored(url: str, span: Span | None) -> bytes:
+    """From a disk or a store; a local file without the detour through fsspec, which costs more than a small picture.
+
+    Raises:
+        OSError: not readable, or shorter than the span.
+    """
+    if span is None:
+        return storage.local_path(url).read_bytes() if storage.is_local(url) else storage.read_bytes(url)
+    if storage.is_local(url):
+        with storage.local_path(url).open("rb") as file:
+            file.seek(span[0])
+            data = file.read(span[1] - span[0])
+    else:
+        fs, path = storage.filesystem(url)
+        data = bytes(fs.cat_file(path, start=span[0], end=span[1]))
+    if len(data) != span[1] - span[0]:
+        raise OSError("file shorter than when it was listed")
+    return data
+
+
+def read_ahead(pairs: Sequence[Pair], config: WebConfig) -> Iterator[tuple[Pair, Outcome]]:
+    """Every pair in order, with what it holds."""
+
+    def fetch(url: str, span: Span | None) -> bytes:
+        return download(url, config) if is_web(url) else fetch_stored(url, span)
+
+    if all(storage.is_local(pair.picture) for pair in pairs):  # threads would cost more than they hide
+        for pair in pairs:
+            yield pair, lambda pair=pair: pair.read(fetch)  # type: ignore[misc]
+        return
+    yield from _in_threads(pairs, fetch, config.num_threads)
+
+
+def _in_threads(pairs: Sequence[Pair], fetch: Fetch, num_threads: int) -> Iterator[tuple[Pair, Outcome]]:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="fetch") as pool:
+        waiting: deque[tuple[Pair, Future[Found]]] = deque()
+        try:
+            for pair in pairs:
+                waiting.append((pair, pool.submit(pair.read, fetch)))
+                if len(waiting) > num_threads:
+                    first, future = waiting.popleft()
+                    yield first, future.result
+            for first, future in waiting:
+                yield first, future.result
+        finally:
+            for _, future in waiting:
+                future.cancel()

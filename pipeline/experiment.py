@@ -35,6 +35,7 @@ from pipeline.tracking.follower import Follower
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.lineage import Lineage, git_state, versions
 from pipeline.tracking.report import write_report  # noqa
+from pipeline.tracking.system import start_sampler
 from pipeline.trainer import Stage, TrainerConfig, fit
 
 StageConfig = Annotated[AutoencoderStageConfig | DiffusionStageConfig, Field(discriminator="kind")]
@@ -218,6 +219,8 @@ def _tracked(config: ExperimentConfig, run: RunFolder, process: Process) -> Iter
     journal = Journal(run.path, enabled=process.is_main)
     journal.params(config.model_dump(mode="json"))
     follower = Follower(run.path, config.tracking.uri) if process.is_main else None
+    if process.local_rank == 0 and not process.is_main:
+        start_sampler(run.path)
     try:
         yield journal
     except BaseException as error:

@@ -14,7 +14,15 @@ FLOORS = (
     ("launch", "pipeline.__main__", "pipeline.commands"),
     ("pipeline.experiment",),
     ("pipeline.stages",),
-    ("data_tools", "pipeline.generate", "pipeline.export", "pipeline.formats", "pipeline.plan", "pipeline.doctor"),
+    (
+        "data_tools",
+        "pipeline.generate",
+        "pipeline.export",
+        "pipeline.formats",
+        "pipeline.plan",
+        "pipeline.doctor",
+        "pipeline.pyfunc",
+    ),
     ("pipeline.trainer", "pipeline.models"),
     (
         "pipeline.data",

@@ -16,7 +16,9 @@ from types import TracebackType
 
 from pipeline.config import UserError
 from pipeline.tracking.journal import FOLDER, attempt_files, read_all_events
-from pipeline.tracking.shipper import ship
+from pipeline.tracking.lease import RENEW_SECONDS
+from pipeline.tracking.shipper import heartbeat, ship
+from pipeline.tracking.system import SystemLog
 
 LOG_NAME = "follower.log"
 POLL_SECONDS = 1.0
@@ -42,11 +44,12 @@ class Follower:
         starts = [event for event in read_all_events(run_dir) if event.kind == "started"]
         assert starts and starts[-1].body["pid"] == os.getpid(), "write journal.params() first: older attempts are over"
         command = [sys.executable, "-m", __name__, str(run_dir), "--parent", str(os.getpid())]
-        command += ["--uri", uri] if uri else []
+        # The address may hold a password: it travels where `ps` does not show it.
+        environment = {**os.environ, **({"MLFLOW_TRACKING_URI": uri} if uri else {})}
         with (folder / LOG_NAME).open("ab") as out:
             # A session of its own: Ctrl-C and the signals of a launcher are for the trainer, which then ends in order.
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=environment
             )
 
     def __enter__(self) -> "Follower":
@@ -65,20 +68,25 @@ class Follower:
             print(f"tracking: a slow server; process {self.process.pid} goes on sending", file=sys.stderr)
 
 
-def follow(run_dir: Path, uri: str | None, parent: int) -> None:
+def follow(run_dir: Path, parent: int) -> None:
     """Ship whenever there is news, until the run has ended or the process `parent` is gone."""
-    news, due_seconds = _News(run_dir), 0.0
-    waiting = False
+    news, system, waiting = _News(run_dir), SystemLog(run_dir), False
+    due_seconds, beat_seconds = 0.0, time.monotonic() + RENEW_SECONDS
     while True:
         gone = os.getppid() != parent
         waiting |= news.look()
         over = gone or news.ended
-        if (waiting and time.monotonic() >= due_seconds) or over:
-            waiting = not ship(run_dir, uri, dead=gone and not news.ended)
+        now_seconds = time.monotonic()
+        system.tick()
+        if (waiting and now_seconds >= due_seconds) or over:
+            waiting = not ship(run_dir, dead=gone and not news.ended)
             due_seconds = time.monotonic() + (RETRY_SECONDS if waiting else 0.0)
+        elif not waiting and now_seconds >= beat_seconds:
+            heartbeat(run_dir)
+            beat_seconds = time.monotonic() + RENEW_SECONDS
         if over:
             if waiting:
-                logging.warning("not everything was sent; later: python -m pipeline.tracking.shipper %s", run_dir)
+                logging.warning("not everything was sent; later: tessera registry ship %s", run_dir)
             return
         time.sleep(POLL_SECONDS)
 
@@ -109,7 +117,6 @@ def main(argv: list[str]) -> None:
     """The follower's own process."""
     parser = argparse.ArgumentParser(__name__, description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--uri")
     parser.add_argument("--parent", type=int, required=True, help="process id of the trainer")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s")
@@ -117,7 +124,7 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     try:
-        follow(args.run, args.uri, args.parent)
+        follow(args.run, args.parent)
     except UserError as error:
         logging.warning("%s", error)
 

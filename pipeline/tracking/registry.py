@@ -1,26 +1,29 @@
 """The models of a team, by name and version, in the MLflow model registry: register, find, fetch, verify.
 
-A version is an exported folder stored as artifacts, with its digests and measured values as tags; it is plain files, so
-loading it runs no code. Aliases say what it is for: `candidate`, `champion`, `previous` (see `promotion`). Called by
-`tessera registry` and by `pipeline.export.resolve`.
+A version is an exported folder stored as artifacts, with its digests and measured values as tags; it is plain files,
+and `fetch` runs none of the code that lies beside them for `mlflow.pyfunc` (see `bundle`). Aliases say what it is for:
+`candidate`, `champion`, `previous` (see `promotion`). Called by `tessera registry` and by `pipeline.export.resolve`.
 """
 
 import difflib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint.package import EVALUATION, Package, load_package
+from pipeline.checkpoint.package import CARD, EVALUATION, Package, load_package
 from pipeline.config import UserError
+from pipeline.tracking.bundle import DATA_MANIFEST, bundled, check_sums, remove_leftovers, sums_digest
 from pipeline.tracking.redact import redact_text
 from pipeline.tracking.server import EXPERIMENT, answering, connect, experiment_id, tracking_uri
 from pipeline.tracking.version import (
     CANDIDATE,
     CHAMPION,
     DIGEST_TAG,
+    FILES_TAG,
     LOG_SUFFIX,
     Version,
     evaluation_tags,
@@ -28,8 +31,14 @@ from pipeline.tracking.version import (
     version_of,
 )
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 MODELS_EXPERIMENT = "tessera-models"
 """Registered folders have runs of their own there: cleaning up training runs never deletes a registered model."""
+
+DESCRIPTION_CHARACTERS = 5000
+"""MLflow's limit for the text on a version's page, which is the model card."""
 
 MANY = 10
 """Versions that an error message names."""
@@ -152,12 +161,34 @@ class Registry:
                     f"{version.ref}: its files have the digest {package.digest[:12]}, registered was"
                     f" {version.digest[:12]}: damaged or exchanged; register the model again"
                 )
+            if version.files_digest:
+                remove_leftovers(Path(got))
+                try:
+                    check_sums(Path(got), version.files_digest)
+                except UserError as error:
+                    raise UserError(f"{version.ref}: {error}; register the model again") from None
             try:
                 Path(got).rename(folder)
             except OSError:
                 if not folder.is_dir():  # otherwise another process was faster, with the same files
                     raise
         return load_package(folder)
+
+    def data_manifest(self, version: Version) -> dict[str, Any] | None:
+        """The list of shards that the version was trained on, if it was in reach when the version was registered."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        if not version.files_digest:
+            return None
+        with answering(self.uri), tempfile.TemporaryDirectory() as place:
+            try:
+                got = mlflow.artifacts.download_artifacts(
+                    f"{version.source}/{DATA_MANIFEST}", dst_path=place, tracking_uri=self.uri
+                )
+            except (MlflowException, OSError):
+                return None
+            return dict(json.loads(Path(got).read_text()))
 
     def verify(self, version: Version) -> None:
         """Download the version anew and compare it with its digest.
@@ -168,16 +199,29 @@ class Registry:
         with tempfile.TemporaryDirectory() as place:
             self.download(version, Path(place) / "package")
 
+    def adopt(self, folder: Path, name: str, tags: dict[str, str]) -> Version:
+        """Make a folder that another registry gave out a version here, byte by byte."""
+        return self._store(folder, load_package(folder), name, self._new_run(load_package(folder), name), tags)
+
     def _create(self, package: Package, name: str) -> Version:
-        """Upload, then create the version: one that can be seen is complete."""
+        run = self._new_run(package, name)
+        first_stage = self.with_digest(package.autoencoder.digest) if package.autoencoder else None
+        tags = tags_of(package) | ({"autoencoder_version": first_stage.ref} if first_stage else {})
+        with bundled(package, run.info.run_id) as folder:
+            return self._store(folder, package, name, run, tags | {FILES_TAG: sums_digest(folder)})
+
+    def _new_run(self, package: Package, name: str) -> "Run":
         with answering(self.uri):
             experiment = experiment_id(self.client, MODELS_EXPERIMENT)
-            run = self.client.create_run(experiment, tags=self._origin(package), run_name=name)
-            self.client.log_artifacts(run.info.run_id, str(package.folder), "package")
+            return self.client.create_run(experiment, tags=self._origin(package), run_name=name)
+
+    def _store(self, folder: Path, package: Package, name: str, run: "Run", tags: dict[str, str]) -> Version:
+        """Upload, then create the version: one that can be seen is complete."""
+        with answering(self.uri):
+            self.client.log_artifacts(run.info.run_id, str(folder), "package")
             self.client.set_terminated(run.info.run_id)
-            first_stage = self.with_digest(package.autoencoder.digest) if package.autoencoder else None
-            tags = tags_of(package) | ({"autoencoder_version": first_stage.ref} if first_stage else {})
-            number = self._add_row(name, f"{run.info.artifact_uri}/package", run.info.run_id, tags)
+            card = (folder / CARD).read_text()[:DESCRIPTION_CHARACTERS]
+            number = self._add_row(name, f"{run.info.artifact_uri}/package", run.info.run_id, tags, card)
             first = self.with_digest(package.digest, name)
             if first is not None and first.number != number:  # somebody registered it at the same time
                 self.client.delete_model_version(name, str(number))
@@ -191,7 +235,7 @@ class Registry:
         with answering(self.uri):
             self._add_row(log, version.source, version.run_id, tags)
 
-    def _add_row(self, name: str, source: str, run_id: str, tags: dict[str, str]) -> int:
+    def _add_row(self, name: str, source: str, run_id: str, tags: dict[str, str], description: str = "") -> int:
         """A new version row of the model `name`, which is created if need be; its number."""
         from mlflow.exceptions import MlflowException
 
@@ -200,7 +244,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return int(self.client.create_model_version(name, source, run_id, tags=tags).version)
+        return int(self.client.create_model_version(name, source, run_id, tags, description=description).version)
 
     def _origin(self, package: Package) -> dict[str, str]:
         """Tags that lead from the stored model to the training run, if that is on the same server."""

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
+from pipeline.checkpoint.generation import MANIFEST, folder_of
 from pipeline.config import config_differences
+from pipeline.run_folder import RunFolder
 from pipeline.storage import join, read_bytes, write_json
-from pipeline.tracking.journal import FOLDER, Event
+from pipeline.tracking.journal import FOLDER, Event, read_all_events
+from pipeline.tracking.lease import REASON_TAG, renew
 from pipeline.tracking.redact import redact, redact_text
+from pipeline.tracking.system import read_system
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +32,8 @@ RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
 KEY_CHARACTERS, PARAM_CHARACTERS, TAG_CHARACTERS, DIGEST_CHARACTERS = 250, 6000, 8000, 36
 """MLflow's limits."""
+
+CHECKPOINT_TAG = "tessera.checkpoint"
 
 CLOCK_SLACK_MS = 1000
 """A process that was born later than this after the event is another one with the same number."""
@@ -47,6 +53,8 @@ class Shipped:
     """Metrics that were sent with exactly `samples_seen`."""
     described: bool = False
     """Params, config, lineage and manifests are there."""
+    system: dict[str, int] = field(default_factory=dict)
+    """Bytes of each machine's file of system metrics that were sent."""
 
     def has(self, name: str, samples_seen: int) -> bool:
         """True when this value was sent, or its place was taken before a run went back further than was sent."""
@@ -78,13 +86,18 @@ def describe(client: "MlflowClient", run_id: str, folder: Path, events: list[Eve
     flat = [Param(k[:KEY_CHARACTERS], v[:PARAM_CHARACTERS]) for k, v in flatten(params).items()]
     for start in range(0, len(flat), PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
+    origin = next(event for event in events if event.kind == "started").body
+    client.set_tag(run_id, "mlflow.source.name", f"tessera train, process {origin['pid']} on {origin['host']}")
     for name in ("config.yaml", "lineage.json"):
         if (folder / name).is_file():
             tree = redact(yaml.safe_load((folder / name).read_text()))
             text = json.dumps(tree, indent=2) if name.endswith("json") else yaml.safe_dump(tree, sort_keys=False)
             client.log_text(run_id, text, name)
     if (folder / "lineage.json").is_file():
-        _send_datasets(client, run_id, json.loads((folder / "lineage.json").read_text()))
+        lineage = json.loads((folder / "lineage.json").read_text())
+        if lineage.get("git_commit"):
+            client.set_tag(run_id, "mlflow.source.git.commit", lineage["git_commit"])
+        _send_datasets(client, run_id, lineage)
 
 
 def _send_datasets(client: "MlflowClient", run_id: str, lineage: dict[str, Any]) -> None:
@@ -143,6 +156,33 @@ def send_pictures(client: "MlflowClient", run_id: str, folder: Path, events: lis
             client.log_image(run_id, picture, key=key, step=step, timestamp=event.time_ms, synchronous=True)
 
 
+def send_checkpoint(client: "MlflowClient", run_id: str, folder: Path, events: list[Event]) -> None:
+    """Where the newest checkpoint is and what it holds; never its files, which may be many gigabytes."""
+    commits = [event for event in events if event.kind == "committed"]
+    if not commits:
+        return
+    path = folder_of(RunFolder(folder).checkpoints, commits[-1].body["generation"])
+    record = {"uri": path.absolute().as_uri(), "samples_seen": commits[-1].samples_seen}
+    with contextlib.suppress(OSError, ValueError):  # a newer one has taken its place already, and tells of itself
+        manifest = json.loads((path / MANIFEST).read_text())
+        client.log_dict(run_id, {**record, "manifest": manifest}, "checkpoint.json")
+        client.set_tag(run_id, CHECKPOINT_TAG, record["uri"])
+
+
+def send_system(client: "MlflowClient", shipped: Shipped, folder: Path) -> None:
+    """What the machines were doing, on an axis of seconds since the run began."""
+    from mlflow.entities import Metric
+
+    origin_ms = next(event.time_ms for event in read_all_events(folder))
+    fresh, ends = [], dict(shipped.system)
+    for host, end, time_ms, values in read_system(folder, shipped.system):
+        step, ends[host] = (time_ms - origin_ms) // 1000, end
+        fresh += [Metric(f"system/{host}/{name}", value, time_ms, step) for name, value in values.items()]
+    for start in range(0, len(fresh), METRICS_PER_REQUEST):
+        client.log_batch(shipped.run_id, metrics=fresh[start : start + METRICS_PER_REQUEST])
+    shipped.system = ends
+
+
 def send_state(client: "MlflowClient", run_id: str, events: list[Event], dead: bool) -> None:
     """Tags that may change, and the status: MLflow itself never notices that a run died."""
     from mlflow.entities import RunTag
@@ -154,15 +194,16 @@ def send_state(client: "MlflowClient", run_id: str, events: list[Event], dead: b
     tags = {
         "tessera.attempts": str(len(starts)),
         "tessera.config_drift": "\n".join(drift),
-        "tessera.reason": end.body["reason"] if end else "",
+        REASON_TAG: end.body["reason"] if end else "",
     }
-    client.log_batch(run_id, tags=[RunTag(k, v[:TAG_CHARACTERS]) for k, v in tags.items() if v])
+    shown = {k: v for k, v in tags.items() if v or k == REASON_TAG}  # an old reason must not outlive its end
+    client.log_batch(run_id, tags=[RunTag(k, v[:TAG_CHARACTERS]) for k, v in shown.items()])
     if end is not None:
         client.set_terminated(run_id, RUN_STATUS[end.body["status"]], end.time_ms)
     elif dead or not _alive(starts[-1]):
         client.set_terminated(run_id, "KILLED", events[-1].time_ms)
     else:
-        client.update_run(run_id, status="RUNNING")
+        renew(client, run_id)
 
 
 def _alive(start: Event) -> bool:

@@ -2,23 +2,31 @@
 
 Only what cannot be done again is sent: everything up to the last committed generation, and all of it once the run
 has ended. The server may be away for as long as it likes; the next call sends what is missing. `tessera train` keeps a
-`pipeline.tracking.follower` beside itself; by hand it is `python -m pipeline.tracking.shipper RUN [--uri URI]`.
+`pipeline.tracking.follower` beside itself; by hand it is `tessera registry ship RUN`, such as for a run of a cluster
+without a network.
 """
 
-import argparse
 import contextlib
 import fcntl
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
 from pipeline.tracking.journal import FOLDER, Event, read_events
+from pipeline.tracking.lease import reap, renew
 from pipeline.tracking.redact import redact_text
-from pipeline.tracking.replay import Shipped, describe, send_metrics, send_pictures, send_state
+from pipeline.tracking.replay import (
+    Shipped,
+    describe,
+    send_checkpoint,
+    send_metrics,
+    send_pictures,
+    send_state,
+    send_system,
+)
 from pipeline.tracking.server import ServerError, answering, connect, experiment_id, tracking_uri
 
 if TYPE_CHECKING:
@@ -54,6 +62,29 @@ def ship(run_dir: Path | str, uri: str | None = None, dead: bool = False) -> boo
     return True
 
 
+def heartbeat(run_dir: Path | str, uri: str | None = None) -> bool:
+    """Renew the lease of a run that was shipped before, send what its machines did, and mark the lost runs of others.
+
+    Returns:
+        False when the server does not answer.
+    """
+    folder, address = Path(run_dir), tracking_uri(uri)
+    shipped = Shipped.read(folder, redact_text(address))
+    if not shipped.run_id:
+        return False
+    try:
+        with _one_shipper(folder), answering(address):
+            client = connect(address)
+            renew(client, shipped.run_id)
+            send_system(client, shipped, folder)
+            shipped.write(folder)
+            reap(client, experiment_id(client))
+    except ServerError as error:
+        log.warning("tracking: %s", error)
+        return False
+    return True
+
+
 def settled(events: list[Event]) -> list[Event]:
     """The events that no resume can take back: all up to the last commit, or all of a run that has ended."""
     ends = [i for i, event in enumerate(events) if event.kind in ("committed", "resumed", "ended")]
@@ -81,6 +112,9 @@ def _ship(folder: Path, client: "MlflowClient", address: str, dead: bool) -> Non
     send_metrics(client, shipped, final)
     shipped.write(folder)
     send_pictures(client, shipped.run_id, folder, final)
+    send_checkpoint(client, shipped.run_id, folder, final)
+    send_system(client, shipped, folder)
+    shipped.write(folder)
     send_state(client, shipped.run_id, events, dead)
 
 
@@ -117,21 +151,3 @@ def _one_shipper(folder: Path) -> Iterator[None]:
     with (folder / FOLDER / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def main(argv: list[str]) -> int:
-    """`python -m pipeline.tracking.shipper RUN [--uri URI]`: 0 everything is sent, 1 no server, 2 no run folder."""
-    parser = argparse.ArgumentParser("pipeline.tracking.shipper", description=__doc__)
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("--uri", help="tracking server (default: MLFLOW_TRACKING_URI, or runs/mlflow.db)")
-    args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    try:
-        return 0 if ship(args.run, args.uri) else 1
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ LOG_SUFFIX = ".promotions"
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 DIGEST_TAG, KIND_TAG, EVALUATION_TAG = "package_digest", "kind", "evaluation"
+FILES_TAG = "files_digest"
 VERDICTS_TAG, APPROVAL_TAG = "gates", "approved_by"
 LINEAGE_TAGS = (
     "run",
@@ -64,6 +65,11 @@ class Version:
     def digest(self) -> str:
         """Digest of the package; empty for a version that Tessera did not register."""
         return self.tags.get(DIGEST_TAG, "")
+
+    @property
+    def files_digest(self) -> str:
+        """Digest of the list of all its files' digests; empty for a version from before there was one."""
+        return self.tags.get(FILES_TAG, "")
 
     @property
     def evaluation(self) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import export
 from pipeline.checkpoint.package import Package, load_package, package_digest, save_package
 from pipeline.command_line import run_program
 from pipeline.config import UserError
+from pipeline.data.shards import Manifest, ShardRecord
 from pipeline.tracking.gates import GateConfig
 from pipeline.tracking.ledger import RacedError, current, history
 from pipeline.tracking.promotion import approve, promote, rollback
@@ -312,3 +315,82 @@ def test_commands(registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixt
     assert tessera("export", "models:/vq-autoencoder@champion", "--out", str(tmp_path / "out"), "--json") == 0
     assert json.loads(capsys.readouterr().out)["digest"] == load_package(tmp_path / "out").digest
     assert tessera("export", str(first.folder), "--out", str(tmp_path / "out")) == 2
+
+
+def drawn(folder: Path, colour: int, width: int, **config: Any) -> Package:
+    picture = np.full((8, width, 3), (colour, 0, 0), dtype=np.uint8)
+    save_package(folder, "vq-autoencoder", {"w": torch.ones(1)}, config, LINEAGE | {"run": folder.name}, "", picture)
+    evaluate(folder, float(colour))
+    return load_package(folder)
+
+
+def test_differences(registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, colour, width in (("a", 10, 160), ("b", 20, 140)):
+        registry.register(drawn(tmp_path / folder, colour, width, model={"channels": colour}).folder)
+    words = ("registry", "diff", "vq-autoencoder/1", "vq-autoencoder/2", "--out", str(tmp_path / "both.png"))
+    assert tessera(*words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"] == ["model.channels: 10 -> 20"] and found["lineage"] == ["run: 'a' -> 'b'"]
+    assert ["psnr", 10.0, 20.0] in found["metrics"] and found["protocol"] == []
+    sheet = np.asarray(Image.open(tmp_path / "both.png"))
+    assert [(sheet == (colour, 0, 0)).all(axis=-1).sum() for colour in (10, 20)] == [8 * 160, 8 * 140]
+    assert tessera(*words[:-2]) == 0
+    out = capsys.readouterr().out
+    assert "model.channels: 10 -> 20" in out and "psnr" in out
+
+
+def test_every_file_is_hashed(registry: Registry, tmp_path: Path) -> None:
+    version = registry.register(package(tmp_path / "m").folder)
+    stored = Path(version.source.removeprefix("file://"))
+    for name in ("lineage.json", "preview.png", "code/pipeline/config.py", "MLmodel"):
+        genuine = (stored / name).read_bytes()
+        (stored / name).write_bytes(genuine + b" ")
+        with pytest.raises(UserError, match=f"damaged or exchanged: {name}"):
+            registry.verify(version)
+        (stored / name).write_bytes(genuine)
+    (stored / "sneaked.py").write_text("")
+    with pytest.raises(UserError, match=r"damaged or exchanged: sneaked.py"):
+        registry.verify(version)
+    (stored / "sneaked.py").unlink()
+    registry.verify(version)
+    assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=stored, check=False).returncode == 0
+
+
+def test_shown_down_to_the_shards(
+    registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tuple(ShardRecord(f"{i:05d}.tar", 10, 100, f"{i}" * 64) for i in range(6))
+    manifest = Manifest("images", shards)
+    (tmp_path / "shards").mkdir()
+    manifest.save(str(tmp_path / "shards"))
+    monkeypatch.setitem(LINEAGE, "data_url", str(tmp_path / "shards"))
+    for folder, digest in (("m", manifest.digest), ("stale", "e" * 64)):
+        monkeypatch.setitem(LINEAGE, "data_digest", digest)
+        registry.register(package(tmp_path / folder, float(len(folder))).folder)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    assert tessera("registry", "show", "vq-autoencoder/1") == 0
+    out = capsys.readouterr().out
+    assert "60 samples" in out and "00003.tar 333333333333, 10 samples" in out and "and 2 more shards" in out
+    assert tessera("registry", "show", "vq-autoencoder/2") == 0
+    assert "out of reach" in capsys.readouterr().out
+
+
+def test_copied_to_another_server(
+    registry: Registry, tmp_path: Path, empty_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = registry.register(package(tmp_path / "m").folder)
+    assert promote(registry, version, FREE).passed
+    shutil.copyfile(empty_database, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path}/other.db"
+    for _ in range(2):
+        assert tessera("registry", "copy", "vq-autoencoder@champion", "--to", other) == 0
+    assert "verified there" in capsys.readouterr().out
+    (copied,) = Registry(other).versions("vq-autoencoder")
+    assert (copied.digest, copied.files_digest) == (version.digest, version.files_digest)
+    assert copied.evaluation == version.evaluation and copied.aliases == ("candidate",)
+    assert "gates" not in copied.tags and copied.tags["copied_from"].endswith(version.ref)
+    stored = Path(Registry(other).client.get_run(copied.run_id).info.artifact_uri.removeprefix("file://"))
+    (stored / "package" / "preview.png").write_bytes(b"x")
+    assert tessera("registry", "copy", "vq-autoencoder", "--to", other) == 2
+    assert "damaged or exchanged: preview.png" in capsys.readouterr().err
+    assert tessera("registry", "copy", "vq-autoencoder", "--to", registry.uri) == 2

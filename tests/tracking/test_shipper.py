@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.command_line import run_program
 from pipeline.config import UserError
 from pipeline.tracking import shipper
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.shipper import main, ship, shipped_run_id
+from pipeline.tracking.lease import LEASE_TAG
+from pipeline.tracking.shipper import heartbeat, ship, shipped_run_id
+from pipeline.tracking.system import SystemLog
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -224,8 +228,92 @@ def test_an_air_gapped_run_is_shipped_later(client: "MlflowClient", tmp_path: Pa
 
 
 def test_command_line(client: "MlflowClient", tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tessera(*words: str) -> int:
+        return run_program("tessera", "", {"registry": ""}, "pipeline.commands", ["registry", *words])
+
     train(start(tmp_path / "toy"), 1, 2)
-    assert main([str(tmp_path / "toy")]) == 0
-    assert main([str(tmp_path)]) == 2 and "not a run folder" in capsys.readouterr().err
+    assert tessera("ship", str(tmp_path / "toy")) == 0 and the_run(client).info.run_id in capsys.readouterr().out
+    assert tessera("ship", str(tmp_path)) == 2 and "not a run folder" in capsys.readouterr().err
+    assert tessera("ship", str(tmp_path / "toy"), "--uri", f"sqlite:///{tmp_path}/toy/journal/events-000.jsonl") == 1
     with pytest.raises(UserError, match="cannot be used"):
         ship(tmp_path / "toy", "gopher://x")
+    assert tessera("reap") == 0 and "no run is lost" in capsys.readouterr().out
+    client.set_tag(the_run(client).info.run_id, LEASE_TAG, "1000000")
+    assert tessera("reap") == 0 and "toy: KILLED" in capsys.readouterr().out
+
+
+def test_a_lost_machine_ends_as_killed_and_goes_on_under_the_same_id(
+    client: "MlflowClient", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = start(tmp_path / "toy")
+    train(journal, 1, 2)
+    ship(tmp_path / "toy")
+    run_id, now_ms = the_run(client).info.run_id, time.time_ns() // 1_000_000
+    until_ms = int(the_run(client).data.tags[LEASE_TAG])
+    assert now_ms < until_ms <= now_ms + 600_000
+    other = start(tmp_path / "neighbour")
+    train(other, 1, 2)
+    ship(tmp_path / "neighbour")
+    monkeypatch.setattr("pipeline.tracking.lease._now_ms", lambda: until_ms - 1)
+    assert heartbeat(tmp_path / "neighbour") and client.get_run(run_id).info.status == "RUNNING"
+    monkeypatch.setattr("pipeline.tracking.lease._now_ms", lambda: until_ms + 1)
+    assert heartbeat(tmp_path / "neighbour")
+    lost = client.get_run(run_id)
+    assert lost.info.status == "KILLED" and "lease ran out" in lost.data.tags["tessera.reason"]
+    again = start(tmp_path / "toy")
+    again.resumed(2)
+    train(again, 3, 4)
+    again.ended("finished")
+    ship(tmp_path / "toy")
+    found = client.get_run(run_id)
+    assert found.info.status == "FINISHED" and found.data.tags["tessera.reason"] == ""
+    assert [metric.step for metric in client.get_metric_history(run_id, "loss")] == [1, 2, 3, 4]
+
+
+def test_a_heartbeat_of_a_run_that_was_called_dead_brings_it_back(client: "MlflowClient", tmp_path: Path) -> None:
+    assert not heartbeat(tmp_path / "unknown")
+    train(start(tmp_path / "toy"), 1, 2)
+    ship(tmp_path / "toy")
+    client.set_terminated(the_run(client).info.run_id, "KILLED")
+    assert heartbeat(tmp_path / "toy")
+    assert the_run(client).info.status == "RUNNING"
+
+
+def test_system_metrics_of_every_machine_arrive_once(client: "MlflowClient", tmp_path: Path) -> None:
+    journal = start(tmp_path / "toy")
+    train(journal, 1, 2)
+    log = SystemLog(tmp_path / "toy")
+    log.tick()
+    SystemLog(tmp_path / "toy").tick()  # a second writer on the same machine stays silent
+    (own,) = (tmp_path / "toy" / "journal").glob("system-*.jsonl")
+    line = own.read_text()
+    assert line.count("\n") == 1
+    (tmp_path / "toy" / "journal" / "system-n7.jsonl").write_text(line + line[:20])
+    ship(tmp_path / "toy")
+    ship(tmp_path / "toy")
+    with (tmp_path / "toy" / "journal" / "system-n7.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"time_ms": json.loads(line)["time_ms"] + 10_000, "values": {"x": 2.0}}) + "\n")
+    assert heartbeat(tmp_path / "toy")
+    run_id = the_run(client).info.run_id
+    host = socket.gethostname()
+    for name, points in {f"system/{host}/cpu_utilization_percentage": 1, "system/n7/x": 1}.items():
+        assert len(client.get_metric_history(run_id, name)) == points
+    assert client.get_metric_history(run_id, "system/n7/x")[0].step >= 10
+    assert client.get_metric_history(run_id, "system/n7/system_memory_usage_percentage")[0].value > 0
+
+
+def test_the_newest_checkpoint_is_told_and_not_sent(client: "MlflowClient", tmp_path: Path) -> None:
+    journal = start(tmp_path / "toy")
+    train(journal, 1, 2)
+    folder = tmp_path / "toy" / "checkpoints" / "gen-000002"
+    folder.mkdir(parents=True)
+    (folder / "rank-00000.safetensors").write_bytes(b"w" * 1000)
+    (folder / "manifest.json").write_text('{"digest": "abc"}')
+    (tmp_path / "toy" / "lineage.json").write_text(json.dumps({"run": "toy", "git_commit": "c" * 40}))
+    ship(tmp_path / "toy")
+    run = the_run(client)
+    assert run.data.tags["tessera.checkpoint"] == folder.as_uri()
+    assert run.data.tags["mlflow.source.git.commit"] == "c" * 40
+    record = json.loads(Path(client.download_artifacts(run.info.run_id, "checkpoint.json", str(tmp_path))).read_text())
+    assert record["manifest"] == {"digest": "abc"} and record["samples_seen"] == 2
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["checkpoint.json", "lineage.json"]

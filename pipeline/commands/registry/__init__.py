@@ -1,4 +1,4 @@
-"""Keep models by name and version: register, list, show, promote through gates, roll back, verify.
+"""Keep models by name and version: register, list, show, compare, promote through gates, roll back, verify, copy.
 
 Example:
     tessera registry register runs/shapes-vq
@@ -8,9 +8,12 @@ Example:
     tessera registry promote vq-autoencoder --dry-run  # the candidate, against configs/promote.yaml
     tessera registry promote vq-autoencoder
     tessera registry rollback vq-autoencoder
+    tessera registry diff latent-unet@champion latent-unet@candidate --out both.png
     tessera registry verify latent-unet
+    tessera registry ship runs/shapes-vq
+    tessera registry copy latent-unet@champion --to https://mlflow.example.org
 
-Exit codes: 0 done, 1 refused by a gate or damaged, 2 wrong use or no server.
+Exit codes: 0 done, 1 refused by a gate, damaged or not sent, 2 wrong use or no server.
 """
 
 import argparse
@@ -23,6 +26,10 @@ MODULES = {
     "register": "versions",
     "list": "versions",
     "verify": "versions",
+    "copy": "versions",
+    "diff": "diff",
+    "ship": "runs",
+    "reap": "runs",
     "show": "show",
     "promote": "moves",
     "rollback": "moves",
@@ -56,6 +63,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     back.add_argument("name", metavar="NAME")
     verify = verbs.add_parser("verify", parents=[shared], help="download versions and compare them with their digests")
     verify.add_argument("model", metavar=VERSION, help="one version, or every version of a name")
+    copy = verbs.add_parser("copy", parents=[shared], help="carry a version to another server and verify it there")
+    copy.add_argument("model", metavar=VERSION)
+    copy.add_argument("--to", required=True, metavar="URI", help="the other tracking server")
+    copy.add_argument("--name", help="registered name there (default: the same)")
+    diff = verbs.add_parser("diff", parents=[shared], help="what two versions differ in")
+    diff.add_argument("first", metavar=VERSION)
+    diff.add_argument("second", metavar=VERSION)
+    diff.add_argument("--out", type=Path, help="a .png for both previews side by side")
+    ship = verbs.add_parser("ship", parents=[shared], help="send what the server lacks of a run, such as of an air gap")
+    ship.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    verbs.add_parser("reap", parents=[shared], help="mark runs KILLED whose machine was lost")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,4 +81,5 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.tracking.registry import Registry
 
     module = importlib.import_module(f"{__name__}.{MODULES[args.verb]}")
-    return int(getattr(module, f"{args.verb}_")(Registry(args.uri), args))
+    verb = getattr(module, f"{args.verb}_")
+    return int(verb(args) if args.verb in ("ship", "reap") else verb(Registry(args.uri), args))

@@ -14,13 +14,17 @@ from pipeline.tracking.version import APPROVAL_TAG, VERDICTS_TAG, Version
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+MANY_SHARDS = 4
+"""Shards that the tree names; the others are counted, and listed by `--json`."""
+
 
 def show_(registry: Registry, args: argparse.Namespace) -> int:
     """The tree, or everything as JSON."""
     version = registry.find(args.model)
     moves = history(registry, version.name)
     if args.json:
-        print(json.dumps({**asdict(version), "history": [asdict(move) for move in moves]}, indent=2))
+        known = {"history": [asdict(move) for move in moves], "data_manifest": registry.data_manifest(version)}
+        print(json.dumps({**asdict(version), **known}, indent=2))
         return EXIT_DONE
     tree = _lineage_tree(registry, version)
     if moves:
@@ -40,9 +44,8 @@ def _lineage_tree(registry: Registry, version: Version) -> "Tree":
     tree.add(f"package {version.digest[:SHORT]}")
     run = tree.add(f"run {lineage.get('run')}, {lineage.get('samples_seen', 0):,} samples seen")
     run.add(f"code {lineage.get('git_commit')}" + (", with uncommitted changes" if lineage.get("git_dirty") else ""))
-    for name in ("config_digest", "data_digest", "latents_digest", "autoencoder_digest"):
-        if lineage.get(name):
-            run.add(f"{name.removesuffix('_digest')} {lineage[name][:SHORT]}")
+    run.add(f"config {str(lineage.get('config_digest'))[:SHORT]}")
+    _add_data(run, registry, version, lineage)
     if lineage.get("autoencoder_digest"):
         first = registry.with_digest(lineage["autoencoder_digest"])
         run.add(_lineage_tree(registry, first) if first else "this autoencoder is not registered")
@@ -55,3 +58,19 @@ def _lineage_tree(registry: Registry, version: Version) -> "Tree":
     if APPROVAL_TAG in version.tags:
         tree.add(f"approved by {version.tags[APPROVAL_TAG]}")
     return tree
+
+
+def _add_data(run: "Tree", registry: Registry, version: Version, lineage: dict[str, Any]) -> None:
+    """The data down to its shards, as far as the version knows them."""
+    digest, latents = str(lineage.get("data_digest")), lineage.get("latents_digest")
+    branch = run.add(f"latents {latents[:SHORT]} of pictures {digest[:SHORT]}" if latents else f"data {digest[:SHORT]}")
+    manifest = registry.data_manifest(version)
+    if manifest is None:
+        branch.add(f"{lineage.get('data_url')}, whose shards were out of reach when this was registered")
+        return
+    shards = manifest["shards"]
+    place = branch.add(f"{lineage.get('data_url')}, {sum(shard['num_samples'] for shard in shards):,} samples")
+    for shard in shards[:MANY_SHARDS]:
+        place.add(f"{shard['name']} {shard['sha256'][:SHORT]}, {shard['num_samples']:,} samples")
+    if len(shards) > MANY_SHARDS:
+        place.add(f"and {len(shards) - MANY_SHARDS:,} more shards")

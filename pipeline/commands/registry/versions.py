@@ -1,4 +1,4 @@
-"""`tessera registry register`, `list` and `verify`."""
+"""`tessera registry register`, `list`, `verify` and `copy`."""
 
 import argparse
 import json
@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pipeline.command_line import EXIT_DONE, EXIT_FAILED
 from pipeline.commands.registry.tables import SHORT, aliases, figures, print_table, print_version
 from pipeline.config import UserError
+from pipeline.tracking.redact import redact_text
 from pipeline.tracking.registry import Registry
+from pipeline.tracking.transfer import copy_version
 
 
 def register_(registry: Registry, args: argparse.Namespace) -> int:
@@ -48,3 +50,16 @@ def verify_(registry: Registry, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({version.ref: problems.get(version.ref) for version in versions}, indent=2))
     return EXIT_FAILED if problems else EXIT_DONE
+
+
+def copy_(registry: Registry, args: argparse.Namespace) -> int:
+    """Carry one version to another server."""
+    target = Registry(args.to)
+    version = copy_version(registry, registry.find(args.model), target, args.name)
+    print_version(
+        args, version, f"{version.ref} {aliases(version)} on {redact_text(target.uri)}: whole, verified there"
+    )
+    first = version.tags.get("autoencoder_digest")
+    if first and target.with_digest(first) is None and not args.json:
+        print(f"its autoencoder {first[:SHORT]} is not registered there, which the gates ask for: copy it too")
+    return EXIT_DONE

@@ -1,0 +1,71 @@
+"""The files that make a stored package a model which `mlflow.pyfunc` loads anywhere: what it takes, gives and needs.
+
+The code that reads the package is stored with it, and the requirements name what that code imports in the versions
+that are installed here. Called by `bundle` when a version is registered.
+"""
+
+import json
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.checkpoint.package import UNET_KIND, Package
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+LOADER = "pipeline.pyfunc"
+CODE, REQUIREMENTS, PYTHON_ENV, EXAMPLE = "code", "requirements.txt", "python_env.yaml", "input_example.json"
+
+NEEDED = ("einops", "fsspec", "mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch")
+"""What the code imports that loads and samples."""
+NEEDED_FOR_TEXT = ("open_clip_torch", "torchvision")
+"""What it imports besides for a text tower or its tokenizer."""
+
+EXAMPLE_PROMPT = "a red circle"
+
+
+def write_flavour(folder: Path, package: Package, run_id: str) -> None:
+    """Put MLmodel, requirements, the code and, for a latent-unet, an example beside the files of the package."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    source = Path(__file__).parents[1]
+    shutil.copytree(source, folder / CODE / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    requirements = _requirements(package)
+    (folder / REQUIREMENTS).write_text("".join(f"{line}\n" for line in requirements))
+    environment = {"python": platform.python_version(), "dependencies": [f"-r {REQUIREMENTS}"]}
+    (folder / PYTHON_ENV).write_text(yaml.safe_dump(environment))
+    model = Model(run_id=run_id, artifact_path="package", signature=_signature(package))
+    mlflow.pyfunc.add_to_model(model, LOADER, code=CODE, python_env=PYTHON_ENV)
+    if package.kind == UNET_KIND:
+        (folder / EXAMPLE).write_text(json.dumps({"columns": ["prompt", "seed"], "data": [[EXAMPLE_PROMPT, 0]]}))
+        model.saved_input_example_info = {"artifact_path": EXAMPLE, "type": "dataframe", "pandas_orient": "split"}
+    model.save(str(folder / "MLmodel"))
+
+
+def _signature(package: Package) -> "ModelSignature":
+    """Columns and parameters of `pipeline.pyfunc`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+    png = Schema([ColSpec("binary", "png")])
+    if package.kind != UNET_KIND:
+        return ModelSignature(png, png)
+    sampling: dict[str, Any] = package.config.get("sampling", {})
+    params = [ParamSpec(name, kind, sampling[name]) for name, kind in _PARAMS.items() if name in sampling]
+    inputs = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
+    return ModelSignature(inputs, png, ParamSchema([*params, ParamSpec("negative", "string", "")]))
+
+
+_PARAMS = {"num_steps": "long", "guidance_scale": "double", "sampler": "string"}
+
+
+def _requirements(package: Package) -> list[str]:
+    """`name==version` of what is installed here, without the +cpu or +cu of torch."""
+    names = sorted({*NEEDED, *(NEEDED_FOR_TEXT if package.kind == UNET_KIND else ())})
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]

@@ -4,13 +4,14 @@ import os
 import platform
 import tempfile
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from benchmarks import codebook, data
+from benchmarks import codebook, data, sharding
 
-PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch")
+PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch", "ray")
 
 
 def main() -> None:
@@ -18,7 +19,8 @@ def main() -> None:
     print(f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES), sep=", ", end="; ")
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for result in [*data.races(data.make_shards(Path(folder))), *codebook.races()]:
+        shards = data.make_shards(Path(folder))
+        for result in chain(data.races(shards), codebook.races(), sharding.races(Path(folder) / "sharding")):
             print(f"\n{result}", flush=True)
 
 

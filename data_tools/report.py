@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ NUM_PICTURES = 48
 THUMBNAIL_PIXELS = 144
 NUM_ROWS = 10
 NUM_WORDS = 24
+ASPECTS = {
+    "1 : 2 and taller": 1 / 2, "9 : 16": 9 / 16, "2 : 3": 2 / 3, "3 : 4": 3 / 4, "square": 1.0,
+    "4 : 3": 4 / 3, "3 : 2": 3 / 2, "16 : 9": 16 / 9, "2 : 1 and wider": 2.0,
+}  # fmt: skip
+"""Width to height."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -82,6 +88,7 @@ def _charts(found: Survey) -> dict[str, list[Bar]]:
         "Left out, by reason": _bars(found.failures.most_common(NUM_ROWS)),
         "Size as stored": _bars(found.sizes.most_common(NUM_ROWS), _size_label),
         "Size as found": _bars(found.original_sizes.most_common(NUM_ROWS), _size_label),
+        "Longer side to shorter side, as found": _bars(_aspects(found.original_sizes).items()),
         "Words in a caption": _bars(sorted(_binned(found.caption_lengths).items()), _range_label),
         "Captions that come most often": _bars(repeated.most_common(NUM_ROWS)),
         "Words that come most often": _bars(found.words.most_common(NUM_WORDS)),
@@ -96,6 +103,15 @@ def _bars(rows: Iterable[tuple[K, int]], label: Callable[[K], str] = str) -> lis
 
 def _size_label(size: tuple[int, int]) -> str:
     return f"{size[0]} × {size[1]}"
+
+
+def _aspects(sizes: Counter[tuple[int, int]]) -> dict[str, int]:
+    """Counts by the usual ratios, from the tall to the wide; a picture goes to the nearest by ratio of ratios."""
+    counts = dict.fromkeys(ASPECTS, 0)
+    for (width, height), count in sizes.items():
+        if width and height:
+            counts[min(ASPECTS, key=lambda name: abs(math.log(ASPECTS[name] * height / width)))] += count
+    return {name: count for name, count in counts.items() if count}
 
 
 def _binned(lengths: Counter[int]) -> Counter[tuple[int, int]]:

@@ -49,7 +49,10 @@ def prepare(data: bytes, mode: ResizeMode, size: int | None, extension: Extensio
         warnings.simplefilter("ignore")  # Pillow warns of what is refused here, or is no trouble
         image = open_header(data)
         try:
-            return _prepare(image, data, mode, size, extension, quality)
+            prepared = _prepare(image, data, mode, size, extension, quality)
+            if image.format == "PNG":
+                open_header(data).verify()  # the checksums, which the decoder passes over
+            return prepared
         except BadImage:
             raise
         except Exception as error:  # broken files make decoders raise errors of every kind: each of them is a refusal
@@ -59,8 +62,6 @@ def prepare(data: bytes, mode: ResizeMode, size: int | None, extension: Extensio
 def _prepare(
     image: Image.Image, data: bytes, mode: ResizeMode, size: int | None, extension: Extension, quality: int
 ) -> Pixels:
-    if image.format == "PNG":
-        open_header(data).verify()  # the checksums, which the decoder passes over
     found = image.size if orientation(image) < 5 else image.size[::-1]
     if _is_plain(image, data, extension) and final_size(found, mode, size) == found:
         decode(image, data, factor=8)  # whole to the last byte, or refused

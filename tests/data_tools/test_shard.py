@@ -193,3 +193,42 @@ def test_the_order_is_a_fixed_permutation() -> None:
     assert sorted(shuffled_order(1000, 3).tolist()) == list(range(1000))
     assert shuffled_order(8, 0).tolist() == [6, 4, 3, 7, 2, 1, 5, 0], "other machines and versions must agree"
     assert shuffled_order(50, 0).tolist() != shuffled_order(50, 1).tolist()
+
+
+def test_commands_side_by_side_share_the_shards(shards: str, pictures: Path, tmp_path: Path) -> None:
+    """Three commands of a job array in any order leave what one leaves; the last to end writes the manifest."""
+    source = open_source(str(pictures))
+    for index in (2, 0, 1):
+        assert not (tmp_path / "manifest.json").exists()
+        summary = shard_source(source, "pictures", str(tmp_path), CONFIG, WorkConfig(share=(index, 3)))
+        assert summary["written_now"] == 1
+    assert summary["missing"] == 0 and tree(tmp_path) == tree(shards)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_shard(pictures: Path, tmp_path: Path) -> None:
+    """A disk of 256 KB as a file system of its own, or where the kernel allows none, files of at most 100 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = f"shard {tmp_path / 'in'} --out {disk} --samples-per-shard 4 --num-workers 1"
+    program = f"{sys.executable} -m data_tools {words}; code=$?; cp -r {disk}/. {tmp_path / 'left'}; exit $code"
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(tmp_path / f"in/{n:02d}.png")
+    script = f"mount -t tmpfs -o size=256k tmpfs {disk} || exit 77; {program}"
+    unshare = ["unshare", "--mount", "--map-root-user", "bash", "-c", script]
+    done = subprocess.run(unshare, capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare:" in done.stderr:
+        limited = ["bash", "-c", f"ulimit -f 100; {program}"]
+        done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "cannot be written" in done.stderr and ("No space left" in done.stderr or "too large" in done.stderr)
+    left = tmp_path / "left"
+    whole = {path.name.removesuffix("_stats.json") for path in left.glob("*_stats.json")}
+    assert whole < {"00000", "00001", "00002"} and not (left / "manifest.json").exists()
+    assert not list(left.glob(".*.partial")), "the room that half a shard took is free again"
+    config = ShardConfig(resize="none", samples_per_shard=4)
+    again = shard_dataset(str(tmp_path / "in"), str(left), config, num_workers=1)
+    assert again["written_now"] == 3 - len(whole)
+    shard_dataset(str(tmp_path / "in"), str(tmp_path / "calm"), config, num_workers=1)
+    assert tree(left) == tree(tmp_path / "calm")

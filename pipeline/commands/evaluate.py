@@ -1,7 +1,8 @@
 """Measure a model on held-out data; the figures and the protocol they were measured by go into its evaluation.json.
 
 An autoencoder is judged by its reconstructions. A latent UNet draws the captions of the data, which an exact reader
-of drawn shapes checks where they describe shapes, and undoes noise on the data's latents.
+of drawn shapes checks where they describe shapes, and undoes noise on the data's latents; one that enlarges pictures
+is judged by the originals.
 
 Example:
     tessera evaluate --model runs/demo/unet --data runs/demo/latents/held-out --num 200
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
     parser.add_argument("--data", required=True, help="shards of pictures; for a latent UNet its latents do as well")
     parser.add_argument("--num", type=int, help="measure on the first NUM samples only (default: all)")
+    parser.add_argument("--image-size", type=int, metavar="S", help="side in pixels (default: the autoencoder's)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples in memory at once, over all ranks")
     parser.add_argument("--out", type=Path, help="write the figures here too, as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -91,20 +93,18 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
 
 
 def _measure_unet(package: "Package", args: argparse.Namespace, process: "Process") -> Measured:
-    """One picture for each caption, its seed the number of the sample, checked by the exact reader of shapes."""
-    from pipeline.evaluate.captions import CAPTIONS, CaptionMeter
+    """The loss on every sample, and pictures for the captions or the small pictures of the data."""
     from pipeline.evaluate.protocol import stamp
     from pipeline.generate import Generator
+    from pipeline.stages.diffusion_evaluation import UNetMeter
 
     generator = Generator.load(package.folder, process.device)
-    size = generator.autoencoder.config.resolution
-    meter = CaptionMeter()
+    meter = UNetMeter(generator)
+    size = args.image_size or generator.autoencoder.config.resolution
     with _open(args, size, process) as reader:
-        for batch in reader.batches(last=args.num):
-            if batch.sample_ids:
-                meter.update(generator.sample(batch.captions, batch.sample_ids), batch.captions)
-    protocol = stamp(CAPTIONS, reader.manifest.digest, _num_samples(args, reader), size)
-    return meter.compute(), {**protocol, "sampling": generator.sampling.model_dump(mode="json")}
+        meter.measure(reader.batches(last=args.num))
+    protocol = stamp(meter.protocol(), reader.manifest.digest, _num_samples(args, reader), size)
+    return meter.compute(), protocol
 
 
 def _open(args: argparse.Namespace, image_size: int, process: "Process") -> "OrderedReader":

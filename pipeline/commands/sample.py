@@ -1,8 +1,11 @@
-"""Draw pictures for prompts with a trained model: from noise, from a given picture, or inside a mask.
+"""Draw pictures for prompts with a trained model: from noise, from a given picture, inside a mask or around a picture.
+
+Under torchrun the ranks share the pictures; a picture depends on its prompt and seed, not on where it was drawn.
 
 Example:
     tessera sample --model models:/latent-unet@champion "a red circle" "a blue star" --out grid.png
-    tessera sample --model runs/demo/unet "a red star" --init-image photo.png --strength 0.6 --out pictures/
+    tessera sample --model runs/demo/unet "a red star" --init-image photo.png --strength 0.6 --num 4 --out pictures/
+    tessera sample --model runs/upscale/unet "a red star" --upscale small.png --out large/
 """
 
 import argparse
@@ -21,47 +24,83 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tessera sample`."""
-    parser.add_argument("prompts", nargs="+", help="what to draw; one picture each, with seeds SEED, SEED + 1, ...")
+    parser.add_argument("prompts", nargs="+", help="what to draw, with seeds SEED, SEED + 1, ...")
     own = "(default: what the model was made for)"
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
     parser.add_argument("--out", required=True, type=Path, help="a .png for a captioned grid, or a folder")
+    parser.add_argument("--num", type=int, default=1, help="pictures of each prompt (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     parser.add_argument("--negative", default="", help="a prompt to lead away from")
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is none {own}")
-    parser.add_argument("--sampler", help=f"ddpm, ddim, euler or dpmpp_2m {own}")
+    parser.add_argument("--sampler", help=f"{own}: ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, unipc")
     parser.add_argument("--steps", type=int, help=f"sampling steps {own}")
     parser.add_argument("--size", type=int, help="side in pixels (default: that of the training pictures)")
     parser.add_argument("--init-image", type=Path, help="start from this picture")
     parser.add_argument("--strength", type=float, default=1.0, help="how far to leave --init-image, in (0, 1]")
     parser.add_argument("--mask", type=Path, help="repaint --init-image only where this picture is white")
+    parser.add_argument("--outpaint", type=int, metavar="PIXELS", help="continue --init-image by so much on each side")
+    parser.add_argument("--upscale", type=Path, metavar="PICTURE", help="enlarge it, with a model trained to")
     parser.add_argument("--autoencoder", help="decode with this first stage; refused if the model did not learn on it")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, sample, save."""
+    import numpy as np
+
     from pipeline.distributed import process as processes
     from pipeline.export import resolve
     from pipeline.generate import Generator
 
-    if args.init_image is None and (args.mask or args.strength != 1.0):
-        raise UserError("--mask and --strength need a picture to start from: give --init-image")
-    first_stage = resolve(args.autoencoder) if args.autoencoder else None
-    device = processes.start().device
-    generator = Generator.load(resolve(args.model), device, first_stage, args.precision)
-    pictures = generator.sample(
-        args.prompts,
-        range(args.seed, args.seed + len(args.prompts)),
-        _sampling(args, generator.sampling),
-        args.negative,
-        _read_picture(args.init_image, "RGB"),
-        args.strength,
-        _read_mask(args.mask),
-        args.size,
-    )
-    _save(pictures, args.prompts, args.out)
-    print(f"{args.out}: {len(pictures)} pictures")
+    _check(args)
+    prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
+    process = processes.start()
+    first_stage = processes.on_main(process, lambda: resolve(args.autoencoder)) if args.autoencoder else None
+    model = processes.on_main(process, lambda: resolve(args.model))
+    generator = Generator.load(model, process.device, first_stage, args.precision)
+    init_image, mask = _given(args)
+    mine = range(process.rank, len(prompts), process.world_size)  # spread, so that no rank is much longer at it
+
+    def draw() -> "np.ndarray | None":
+        if not mine:
+            return None
+        return generator.sample(
+            [prompts[i] for i in mine],
+            [args.seed + i for i in mine],
+            _sampling(args, generator.sampling),
+            args.negative,
+            init_image,
+            args.strength,
+            mask,
+            _read_picture(args.upscale, "RGB"),
+            args.size,
+        )
+
+    parts = [part for part in processes.on_every_rank(draw) if part is not None]
+    if process.is_main:
+        pictures = np.stack([parts[i % process.world_size][i // process.world_size] for i in range(len(prompts))])
+        _save(pictures, prompts, args.out)
+        print(f"{args.out}: {len(pictures)} pictures")
+    processes.finish()
     return EXIT_DONE
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what does not go together."""
+    if args.init_image is None and (args.mask or args.outpaint or args.strength != 1.0):
+        raise UserError("--mask, --outpaint and --strength need a picture to start from: give --init-image")
+    if args.mask and args.outpaint:
+        raise UserError("--mask and --outpaint: one of them says what is to be painted")
+    if args.num < 1 or (args.outpaint is not None and args.outpaint < 1):
+        raise UserError(f"--num {args.num}, --outpaint {args.outpaint}: give at least 1")
+
+
+def _given(args: argparse.Namespace) -> "tuple[np.ndarray | None, np.ndarray | None]":
+    """The picture to start from and the mask of what to repaint."""
+    from pipeline.models.canvas import outpainted
+
+    image = _read_picture(args.init_image, "RGB")
+    return outpainted(image, args.outpaint) if image is not None and args.outpaint else (image, _read_mask(args.mask))
 
 
 def _sampling(args: argparse.Namespace, default: "SamplingConfig") -> "SamplingConfig":

@@ -33,6 +33,11 @@ class CaptionMeter:
         self.all_right = torch.zeros((), dtype=torch.int64)
         self.count = torch.zeros((), dtype=torch.int64)
 
+    @staticmethod
+    def reads(captions: Sequence[str]) -> bool:
+        """Whether any of the captions describes a drawn shape, so that pictures are worth drawing."""
+        return any(parse_caption(caption) is not None for caption in captions)
+
     def update(self, images: np.ndarray, captions: Sequence[str]) -> None:
         """Add pictures, uint8 [B, H, H, 3], and what they should show; captions of other things are passed over."""
         for image, caption in zip(images, captions, strict=True):

@@ -21,7 +21,8 @@ from torch import Tensor
 from pipeline.config import Config, UserError
 from pipeline.data.batch import Batch
 from pipeline.distributed.fragments import Stateful
-from pipeline.distributed.process import Process, StopRequest, mean_of_floats, stop_on_signals
+from pipeline.distributed.process import Process, mean_of_floats
+from pipeline.distributed.stop import StopRequest, stop_on_signals
 from pipeline.storage import writing
 
 MAX_SKIPPED_STEPS = 10

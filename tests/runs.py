@@ -22,13 +22,13 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`python -m WORDS` in `folder`, its output captured as one text."""
+def start(folder: Path, *words: str, variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python -m WORDS` in `folder`, its output captured as one text; `variables` replace the usual environment."""
     command = [sys.executable, "-m", *words]
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(folder),
+        env=variables or environment(folder),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -36,9 +36,9 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def run(folder: Path, *words: str, code: int = 0) -> str:
+def run(folder: Path, *words: str, code: int = 0, variables: dict[str, str] | None = None) -> str:
     """The output of `python -m WORDS` in `folder`, which must end with exit code `code`."""
-    process = start(folder, *words)
+    process = start(folder, *words, variables=variables)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == code, f"{words}: exit code {process.returncode}, expected {code}\n{output}"
     return output

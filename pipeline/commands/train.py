@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, build, fit, close."""
     from pipeline.config import dump_config
-    from pipeline.distributed.process import STOP_FILE
+    from pipeline.distributed.stop import STOP_FILE, refusal_noted
     from pipeline.experiment import is_finished, load_experiment, train
 
     config = load_experiment(args.config, args.overrides)
@@ -33,5 +33,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{config.run}: already trained on {config.trainer.total_samples} samples")
         return EXIT_DONE
     # A stop that a launcher asked for is no failure: srun and torchrun would end the ranks that still save.
-    finished = train(config) or STOP_FILE in os.environ
+    with refusal_noted():
+        finished = train(config) or STOP_FILE in os.environ
     return EXIT_DONE if finished else EXIT_FAILED

@@ -1,23 +1,21 @@
-"""This process among its peers: start, device, the few collectives that the program needs, and the agreed stop.
+"""This process among its peers: start, device, and the few collectives that the program needs.
 
 Under torchrun or Slurm the rendezvous comes from the environment; without it the process is a world of one, which
 needs no port. Every other room asks here and never `torch.distributed`, so each works in a plain process as well.
 """
 
+import ctypes
 import itertools
 import logging
 import os
 import signal
 import socket
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
-from types import FrameType
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -26,13 +24,6 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Config, UserError
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What a scheduler, a terminal and Slurm's `--signal=USR1@...` send when a run should save and leave."""
-
-STOP_FILE = "TESSERA_STOP_FILE"
-"""Environment variable that names a file; when a launcher makes that file, the run saves and leaves. For what no signal
-reaches: torchrun dies of SIGUSR1 and leaves its ranks behind."""
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +72,11 @@ def start(config: ProcessConfig | None = None) -> Process:
         UserError: the environment names a world but not the whole rendezvous, or a device that is not there.
     """
     config = config or ProcessConfig()
-    rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
-    local_rank = _environment("LOCAL_RANK", 0)
+    rank, world_size = environment_number("RANK", 0), environment_number("WORLD_SIZE", 1)
+    local_rank = environment_number("LOCAL_RANK", 0)
     device = _device(config.device, local_rank)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_the_parent()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -189,45 +182,6 @@ def any_rank(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag))))
 
 
-class StopRequest:
-    """Whether this rank was asked to stop. Ranks hear of it at different moments: agree before acting on it."""
-
-    def __init__(self) -> None:
-        self._signalled = False
-        name = os.environ.get(STOP_FILE) if _environment("RANK", 0) == 0 else None  # one rank asks the shared storage
-        self._file = Path(name) if name else None
-
-    @property
-    def requested(self) -> bool:
-        """True once a signal came, or once the launcher's file is there."""
-        return self._signalled or (self._file is not None and self._file.exists())
-
-    def note_signal(self) -> None:
-        """What a signal handler does: no more than this."""
-        self._signalled = True
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside the block SIGTERM, SIGINT and SIGUSR1 only raise a flag; a second SIGINT acts as usual."""
-    stop = StopRequest()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop.note_signal()
-
-    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
-        yield stop
-        return
-    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class _Result(Generic[T]):
     """What one rank's work came to: a value, or an error in words."""
@@ -256,7 +210,12 @@ def _unwrap(results: list[_Result[T]]) -> list[T]:
     return [cast(T, result.value) for result in results]
 
 
-def _environment(name: str, default: int) -> int:
+def environment_number(name: str, default: int) -> int:
+    """A count that torchrun or Slurm has put into the environment.
+
+    Raises:
+        UserError: it is no whole number.
+    """
     text = os.environ.get(name, str(default))
     if not text.isdigit():
         raise UserError(f"{name}={text!r} in the environment is not a whole number: unset it, or start with torchrun")
@@ -279,8 +238,15 @@ def _rendezvous(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
 def _stay_on_this_machine(world_size: int) -> None:
     """Let gloo talk over the loopback when no rank is elsewhere: it works also where the host name does not resolve."""
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    if loopback and _environment("LOCAL_WORLD_SIZE", 1) == world_size:
+    if loopback and environment_number("LOCAL_WORLD_SIZE", 1) == world_size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+def _die_with_the_parent() -> None:
+    """A torchrun that is killed leaves its ranks behind, with their GPUs: let the kernel (Linux) end them with it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,7 +1,5 @@
 """Start, stop and the small collectives in a world of one, and what a wrong environment says."""
 
-import os
-import signal
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from pipeline.distributed.process import (
     on_every_rank,
     on_main,
     start,
-    stop_on_signals,
 )
 from tests.ranks import run_ranks
 
@@ -66,22 +63,6 @@ def test_wrong_environment(
         bare.setenv(name, value)
     with pytest.raises(UserError, match=message):
         start(ProcessConfig(**config))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_only_raise_a_flag_inside_the_block(number: int) -> None:
-    before = signal.getsignal(number)
-    with stop_on_signals() as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), number)
-        assert stop.requested
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_interrupt_interrupts() -> None:
-    with pytest.raises(KeyboardInterrupt), stop_on_signals():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=20), st.integers(1, 9))

@@ -100,12 +100,19 @@ def test_slurm_directives(tmp_path: Path) -> None:
     ]
 
 
+SCONTROL = """echo "scontrol $*" >> "$LOG"
+case "$*" in
+    "show hostnames"*) echo "$NODES";;
+    "--oneliner show node"*) echo "NodeName=$4 CPUTot=16 NodeAddr=10.0.0.1 NodeHostName=$4";;
+esac"""
+
+
 class Cluster:
     """Stand-ins for scontrol and srun on the PATH; `step` is what srun does."""
 
     def __init__(self, folder: Path, job: Job, step: str) -> None:
         self.folder, self.job, self.log = folder, job, folder / "log"
-        self._command("scontrol", 'echo "scontrol $*" >> "$LOG"; [ "$1" != show ] || echo "$NODES"')
+        self._command("scontrol", SCONTROL)
         self._command("srun", f'echo "srun $1 $HEAD $PORT $SRUN_CPUS_PER_TASK" >> "$LOG"\n{step}')
         (job.run / "checkpoints/gen-000001").mkdir(parents=True)
         job.folder.mkdir()
@@ -116,11 +123,17 @@ class Cluster:
         path.write_text(f"#!/usr/bin/env bash\n{body}\n")
         path.chmod(0o755)
 
-    def start(self, nodes: str = "n1\nn2") -> subprocess.Popen[str]:
+    def end(self, **variables: str) -> tuple[int, str]:
+        """Exit code and stderr of one start."""
+        batch = self.start(**variables)
+        error = batch.communicate(timeout=30)[1]
+        return batch.returncode, error
+
+    def start(self, nodes: str = "n1\nn2", **variables: str) -> subprocess.Popen[str]:
         (self.folder / "job.sh").write_text(render("slurm.sbatch", self.job, **SLURM))
         slurm = {"SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_ID": "30007", "SLURM_JOB_NODELIST": "n[1-2]"}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        environment = {**os.environ, **slurm, "PATH": path, "LOG": str(self.log), "NODES": nodes}
+        environment = {**os.environ, **slurm, **variables, "PATH": path, "LOG": str(self.log), "NODES": nodes}
         command = ["bash", str(self.folder / "job.sh")]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -149,25 +162,39 @@ def test_time_limit_saves_first_and_requeues_after_srun_has_ended(tmp_path: Path
     assert code == 0, error
     assert cluster.calls() == [
         "scontrol show hostnames n[1-2]",
-        f"srun --kill-on-bad-exit=1 n1 {15000 + 30007 % 15000} 16",
+        "scontrol --oneliner show node n1",
+        f"srun --kill-on-bad-exit=1 10.0.0.1 {15000 + 30007 % 15000} 16",
         "saved",
         "scontrol requeue 30007",
     ]
 
 
-def test_a_start_without_a_new_checkpoint_is_not_requeued(tmp_path: Path) -> None:
+def test_three_starts_in_a_row_without_a_new_checkpoint_end_the_requeues(tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", num_nodes=2)
-    cluster = Cluster(tmp_path, job, SAVE_WHEN_STOPPED.format(new=job.run / "checkpoints/gen-000001"))
-    code, error = stop_at_time_limit(cluster)
-    assert (code, error.strip()) == (1, "stopped without a new checkpoint: not queued again")
+    cluster = Cluster(tmp_path, job, 'exit "$STEP_CODE"')
+    ends = [cluster.end(STEP_CODE=str(code)) for code in (3, 4, 5, 6)]
+    assert [code for code, _ in ends] == [0, 0, 5, 0]  # the fourth was submitted by hand
+    assert ends[2][1].strip() == "three starts in a row saved nothing new: not queued again (last exit code 5)"
+    assert cluster.calls().count("scontrol requeue 30007") == 3
+
+
+def test_a_failure_after_a_new_checkpoint_is_always_requeued(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", num_nodes=2)
+    cluster = Cluster(tmp_path, job, f"mkdir -p {job.run}/checkpoints/gen-00000$STEP; exit 1")
+    assert [cluster.end(STEP=str(step)) for step in range(2, 7)] == [(0, "")] * 5
+    assert cluster.calls().count("scontrol requeue 30007") == 5
+
+
+def test_a_user_s_mistake_is_not_requeued(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, make_job(tmp_path / "run", num_nodes=2), 'touch "$TESSERA_REFUSED_FILE"; exit 1')
+    assert cluster.end() == (1, "")
     assert "scontrol requeue 30007" not in cluster.calls()
 
 
-@pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_of_srun_is_the_job_s(code: int, tmp_path: Path) -> None:
-    batch = Cluster(tmp_path, make_job(tmp_path / "run", num_nodes=2), f"exit {code}").start()
-    batch.communicate(timeout=30)
-    assert batch.returncode == code
+def test_a_finished_job_is_not_requeued(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, make_job(tmp_path / "run", num_nodes=2), "exit 0")
+    assert cluster.end() == (0, "")
+    assert "scontrol requeue 30007" not in cluster.calls()
 
 
 def test_no_head_node_ends_the_job_before_srun(tmp_path: Path) -> None:

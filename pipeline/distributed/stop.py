@@ -1,0 +1,79 @@
+"""How a run is asked to stop, and what it tells the launcher of its end.
+
+Signals and files only raise a flag here; the trainer agrees on it over the ranks at the end of a step, saves and
+leaves. Used by `pipeline.trainer` and the train command; the other side of the files is `launch/slurm.sbatch`.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipeline.config import UserError
+from pipeline.distributed.process import environment_number
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What a scheduler, a terminal and Slurm's `--signal=USR1@...` send when a run should save and leave."""
+
+STOP_FILE = "TESSERA_STOP_FILE"
+"""Environment variable that names a file; when a launcher makes that file, the run saves and leaves. For what no signal
+reaches: torchrun dies of SIGUSR1 and leaves its ranks behind."""
+
+REFUSED_FILE = "TESSERA_REFUSED_FILE"
+"""Environment variable that names a file; a run that ends by its user's mistake makes it, so that no launcher starts it
+again in vain."""
+
+
+class StopRequest:
+    """Whether this rank was asked to stop. Ranks hear of it at different moments: agree before acting on it."""
+
+    def __init__(self) -> None:
+        self._signalled = False
+        name = (
+            os.environ.get(STOP_FILE) if environment_number("RANK", 0) == 0 else None
+        )  # one rank asks the shared storage
+        self._file = Path(name) if name else None
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal came, or once the launcher's file is there."""
+        return self._signalled or (self._file is not None and self._file.exists())
+
+    def note_signal(self) -> None:
+        """What a signal handler does: no more than this."""
+        self._signalled = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside the block SIGTERM, SIGINT and SIGUSR1 only raise a flag; a second SIGINT acts as usual."""
+    stop = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.note_signal()
+
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+        yield stop
+        return
+    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def refusal_noted() -> Iterator[None]:
+    """Makes the launcher's file (`REFUSED_FILE`) when the block ends by a `UserError`, which goes on."""
+    try:
+        yield
+    except UserError:
+        if name := os.environ.get(REFUSED_FILE):
+            Path(name).touch()
+        raise

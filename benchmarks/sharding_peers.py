@@ -52,7 +52,7 @@ def with_ray(folder: Path, out: Path) -> None:
     ray.init(num_cpus=2, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
     paths = sorted(map(str, folder.glob("*.jpg")))
     dataset = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=-(-len(paths) // 1000))
-    dataset.map(lambda row: sample_of(row["path"])).write_webdataset(str(out), encoder=False)
+    dataset.map(lambda row: sample_of(row["path"])).write_webdataset(str(out), encoder=None)
 
 
 class Quiet(SimpleHTTPRequestHandler):

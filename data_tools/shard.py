@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
@@ -27,8 +28,8 @@ from pipeline.config import Config, UserError, config_differences
 from pipeline.data.shards import MANIFEST_NAME, shard_name
 
 SHARD_NAME = re.compile(r"\d{5,}\.tar")
-ENCODERS = ("numpy", "opencv-python-headless", "pillow", "simplejpeg")
-"""Libraries whose version decides the bytes of a shard."""
+NUM_READERS = 16
+"""Threads that read the stats of finished shards."""
 
 
 class ShardConfig(Config):
@@ -102,8 +103,18 @@ def _plan(config: ShardConfig, extension: Extension, pairs: PairList, columns: M
     return {
         "config": config.model_dump() | {"format": extension},
         "input": {"pairs": len(pairs), "digest": pairs.digest, "columns": dict(columns)},
-        "encoders": {name: version(name) for name in ENCODERS},
+        "encoders": _encoders(),
     }
+
+
+def _encoders() -> dict[str, str]:
+    """Versions of the libraries that decide the bytes of a shard and its table."""
+    import cv2
+    import PIL
+    import pyarrow
+
+    modules = {"opencv": cv2, "pillow": PIL, "pyarrow": pyarrow}
+    return {name: str(module.__version__) for name, module in modules.items()} | {"simplejpeg": version("simplejpeg")}
 
 
 def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -114,9 +125,9 @@ def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]
     """
     names = storage.list_names(out)
     done = {}
-    for name in names:
-        if name.endswith("_stats.json"):
-            stats = storage.read_json(storage.join(out, name))
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        places = [storage.join(out, name) for name in names if name.endswith("_stats.json")]
+        for stats in pool.map(storage.read_json, places):
             changes = config_differences(stats.get("plan", {}), plan)
             if changes:
                 raise UserError(f"{out}: holds other shards ({'; '.join(changes)}); choose another --out")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pipeline.config import UserError
+from pipeline.redact import redact_text
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -36,7 +37,7 @@ def run_program(program: str, about: str, commands: Mapping[str, str], folder: s
         command.configure(parser)
         return int(command.run(parse(parser, rest)))
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {redact_text(str(error))}", file=sys.stderr)
         return EXIT_WRONG_USE
     except KeyboardInterrupt:
         print(f"{program}: interrupted; the same command goes on from here", file=sys.stderr)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pipeline.checkpoint.generation import DamagedError, Generation, committed
 from pipeline.checkpoint.package import Package, load_package
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.config import Config, config_digest, load_config
+from pipeline.config import Config, config_differences, config_digest, load_config
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DataConfig
 from pipeline.data.latents import read_stamp
@@ -28,6 +28,7 @@ from pipeline.distributed.process import Process, ProcessConfig, on_main
 from pipeline.export import resolve
 from pipeline.generate import load_autoencoder
 from pipeline.optim import OptimConfig
+from pipeline.redact import redact
 from pipeline.run_folder import RunFolder, changes_since_start, claim, sole_trainer
 from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig
@@ -71,6 +72,17 @@ class ExperimentConfig(Config):
     """Length and cadences."""
     tracking: TrackingConfig = TrackingConfig()
     """Where figures go."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> "ExperimentConfig":
+        tree = self.model_dump(mode="json")
+        names = [line.partition(":")[0] for line in config_differences(tree, redact(tree))]
+        if names:
+            raise ValueError(
+                f"{', '.join(names)}: holds a secret, and the config is stored with the run; give it in the environment"
+                ", such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or AWS_SECRET_ACCESS_KEY"
+            )
+        return self
 
     @model_validator(mode="after")
     def _second_stage_names_its_first(self) -> "ExperimentConfig":

@@ -22,11 +22,11 @@ from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, WEIGHTS, lo
 from pipeline.checkpoint.posthoc import rebuilt_average
 from pipeline.checkpoint.reader import GenerationReader, newest_verified
 from pipeline.config import UserError, parse_config
+from pipeline.redact import redact_text
 from pipeline.run_folder import RunFolder
 from pipeline.storage import sha256_of
 from pipeline.tracking.journal import read_events
 from pipeline.tracking.lineage import Lineage
-from pipeline.tracking.redact import redact_text
 
 KIND_OF_STAGE = {"autoencoder": AUTOENCODER_KIND, "diffusion": UNET_KIND}
 PARTS_OF_STAGE = {"autoencoder": ("autoencoder", "ema"), "diffusion": ("unet", "unet_ema")}

@@ -1,6 +1,6 @@
 """A registered model as `mlflow.pyfunc` sees it: a table of prompts in, a table of PNG pictures out.
 
-MLflow imports this module from the `code/` that is stored with the version and calls `_load_pyfunc` (the name is its
+MLflow imports this module from the `code.zip` that is stored with the version and calls `_load_pyfunc` (the name is its
 contract); `pipeline.tracking.flavour` declares it. Nothing here imports MLflow, so that serving needs only what the
 version's requirements.txt says.
 """

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from tests.source import PACKAGES, ROOT
 
 NEEDED_BY_OTHERS = {
+    "boto3": "mlflow's server keeps artifacts on s3:// through it",
+    "psycopg": "mlflow's server speaks to PostgreSQL through it",
     "s3fs": "fsspec opens s3:// URLs through it",
     "mypy": "make lint",
     "ruff": "make lint",

@@ -38,6 +38,7 @@ FLOORS = (
         "pipeline.storage",
         "pipeline.torchvision_shim",
         "pipeline.command_line",
+        "pipeline.redact",
         "pipeline.run_folder",
         "pipeline.retry",
     ),

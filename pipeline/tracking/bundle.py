@@ -6,7 +6,6 @@ the weights that it is of, and is a tag itself. Called by `registry`.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +24,13 @@ from pipeline.checkpoint.package import (
 )
 from pipeline.config import UserError
 from pipeline.data.shards import MANIFEST_NAME, load_manifest
+from pipeline.redact import redact_text
 from pipeline.storage import join, read_bytes, sha256_of
 from pipeline.tracking.flavour import write_flavour
-from pipeline.tracking.redact import redact_text
 
 SUMS = "SHA256SUMS"
+LOADED_FROM = "registered_model_meta"
+"""A note that MLflow leaves in the folder of a model which it loads, where the server's store is a local one."""
 DATA_MANIFEST = "data-manifest.json"
 
 _OF_A_PACKAGE = (WEIGHTS, CONFIG, LINEAGE, CARD, PREVIEW, EVALUATION)
@@ -54,13 +55,6 @@ def sums_digest(folder: Path) -> str:
     return sha256_of(folder / SUMS)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Take away what loading a model leaves in its folder, where the server's store is a local one."""
-    (folder / "registered_model_meta").unlink(missing_ok=True)  # MLflow's note of where it was loaded from
-    for cache in list(folder.rglob("__pycache__")):
-        shutil.rmtree(cache)
-
-
 def check_sums(folder: Path, expected: str) -> None:
     """Hash every file again.
 
@@ -81,7 +75,9 @@ def check_sums(folder: Path, expected: str) -> None:
 
 def _listing(folder: Path) -> str:
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in files if name not in (SUMS, EVALUATION))
+    return "".join(
+        f"{sha256_of(folder / name)}  {name}\n" for name in files if name not in (SUMS, EVALUATION, LOADED_FROM)
+    )
 
 
 def _link(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.tracking.redact import redact
+from pipeline.redact import redact
 
 FOLDER = "journal"
 _FILE = re.compile(r"events-(\d+)\.jsonl")

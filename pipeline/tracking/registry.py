@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoint.package import CARD, EVALUATION, Package, load_package
 from pipeline.config import UserError
-from pipeline.tracking.bundle import DATA_MANIFEST, bundled, check_sums, remove_leftovers, sums_digest
-from pipeline.tracking.redact import redact_text
+from pipeline.redact import redact_text
+from pipeline.tracking.bundle import DATA_MANIFEST, bundled, check_sums, sums_digest
 from pipeline.tracking.server import EXPERIMENT, answering, connect, experiment_id, tracking_uri
 from pipeline.tracking.version import (
     CANDIDATE,
@@ -162,7 +162,6 @@ class Registry:
                     f" {version.digest[:12]}: damaged or exchanged; register the model again"
                 )
             if version.files_digest:
-                remove_leftovers(Path(got))
                 try:
                     check_sums(Path(got), version.files_digest)
                 except UserError as error:

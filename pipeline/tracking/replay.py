@@ -16,11 +16,11 @@ import yaml
 
 from pipeline.checkpoint.generation import MANIFEST, folder_of
 from pipeline.config import config_differences
+from pipeline.redact import redact, redact_text
 from pipeline.run_folder import RunFolder
 from pipeline.storage import join, read_bytes, write_json
 from pipeline.tracking.journal import FOLDER, Event, read_all_events
 from pipeline.tracking.lease import REASON_TAG, renew
-from pipeline.tracking.redact import redact, redact_text
 from pipeline.tracking.system import read_system
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def send_state(client: "MlflowClient", run_id: str, events: list[Event], dead: b
         "tessera.config_drift": "\n".join(drift),
         REASON_TAG: end.body["reason"] if end else "",
     }
-    shown = {k: v for k, v in tags.items() if v or k == REASON_TAG}  # an old reason must not outlive its end
+    shown = {k: v for k, v in tags.items() if v or (k == REASON_TAG and len(starts) > 1)}  # of an earlier end
     client.log_batch(run_id, tags=[RunTag(k, v[:TAG_CHARACTERS]) for k, v in shown.items()])
     if end is not None:
         client.set_terminated(run_id, RUN_STATUS[end.body["status"]], end.time_ms)

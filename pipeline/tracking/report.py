@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 
 from pipeline.config import UserError
+from pipeline.redact import redact
 from pipeline.run_folder import RunFolder
 from pipeline.storage import write_bytes
 from pipeline.tracking.curves import Point, draw
 from pipeline.tracking.journal import Event, read_all_events, read_events
-from pipeline.tracking.redact import redact
 
 MAX_PICTURES = 8
 PICTURE_WIDTH, SMALL_SIDE = 900, 640

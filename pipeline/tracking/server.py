@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
-from pipeline.tracking.redact import redact_text
+from pipeline.redact import redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DEFAULT_ARTIFACTS = "runs/mlartifacts"
 EXPERIMENT = "tessera"
+KIND_TAG = "mlflow.experimentKind"
+"""Tells MLflow's pages to show the runs of a training, and not the traces of a chat."""
 
 _SETTINGS = {
     # MLflow's own defaults keep a caller of a dead server waiting for four minutes.
@@ -89,7 +91,8 @@ def experiment_id(client: "MlflowClient", name: str = EXPERIMENT) -> str:
     if experiment is None:
         local = client.tracking_uri.startswith("sqlite:")
         try:
-            return client.create_experiment(name, Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None)
+            place = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if local else None
+            return client.create_experiment(name, place, {KIND_TAG: "custom_model_development"})
         except MlflowException:  # another process was faster
             experiment = client.get_experiment_by_name(name)
             if experiment is None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
+from pipeline.redact import redact_text
 from pipeline.tracking.journal import FOLDER, Event, read_events
 from pipeline.tracking.lease import reap, renew
-from pipeline.tracking.redact import redact_text
 from pipeline.tracking.replay import (
     Shipped,
     describe,

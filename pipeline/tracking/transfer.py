@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.config import UserError
-from pipeline.tracking.redact import redact_text
+from pipeline.redact import redact_text
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import APPROVAL_TAG, VERDICTS_TAG, Version
 

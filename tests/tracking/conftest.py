@@ -1,10 +1,13 @@
-"""A fresh local tracking server for each test: creating its database takes seconds, so it is made once and copied."""
+"""Tracking servers for tests: a fresh local database for each (made once and copied), and one team server for all."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.tracking.team_server import Postgres, TeamServer, team_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,3 +33,20 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for child processes: the folder has changed
     return connect()
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TeamServer, Postgres]]:
+    """The real server of a team, and its database."""
+    with team_server(tmp_path_factory.mktemp("team")) as both:
+        yield both
+
+
+@pytest.fixture
+def here(tmp_path: Path, team: tuple[TeamServer, Postgres], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with the team's server as the default one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team[0].uri)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return tmp_path

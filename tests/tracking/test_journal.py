@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tracking.journal import Event, Journal, attempt_files, read_all_events, read_events
+from tests.source import ROOT
 
 
 def losses(events: list[Event]) -> list[tuple[int, float]]:
@@ -151,6 +152,34 @@ def test_events_outlive_a_kill(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(losses(read_events(tmp_path))) == 5
+
+
+def test_a_disk_that_refuses_writes_for_a_while_costs_no_event(tmp_path: Path) -> None:
+    """The kernel itself refuses them: a limit on the size of files, set in the middle of training and taken away."""
+    program = """
+import resource, signal, sys
+from pipeline.tracking.journal import Journal, attempt_files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(sys.argv[1])
+def train(begin, end):
+    for i in range(begin, end):
+        journal.metrics({"loss": float(i)}, i, i)
+        if i % 5 == 0:
+            journal.committed(i, i)
+train(1, 40)
+((_, path),) = attempt_files(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 30, resource.RLIM_INFINITY))  # a line that is torn
+train(40, 80)
+size = path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+train(80, 120)
+journal.ended("finished")
+sys.exit(0 if path.stat().st_size > 2 * size else 1)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=ROOT)
+    events = read_events(tmp_path)
+    assert losses(events) == [(i, float(i)) for i in range(1, 120)]
+    assert [e.samples_seen for e in events if e.kind == "committed"] == list(range(5, 120, 5))
 
 
 def test_mlflow_is_not_imported() -> None:

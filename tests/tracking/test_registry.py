@@ -342,7 +342,7 @@ def test_differences(registry: Registry, tmp_path: Path, capsys: pytest.CaptureF
 def test_every_file_is_hashed(registry: Registry, tmp_path: Path) -> None:
     version = registry.register(package(tmp_path / "m").folder)
     stored = Path(version.source.removeprefix("file://"))
-    for name in ("lineage.json", "preview.png", "code/pipeline/config.py", "MLmodel"):
+    for name in ("lineage.json", "preview.png", "code.zip", "MLmodel"):
         genuine = (stored / name).read_bytes()
         (stored / name).write_bytes(genuine + b" ")
         with pytest.raises(UserError, match=f"damaged or exchanged: {name}"):

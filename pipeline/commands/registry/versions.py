@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pipeline.command_line import EXIT_DONE, EXIT_FAILED
 from pipeline.commands.registry.tables import SHORT, aliases, figures, print_table, print_version
 from pipeline.config import UserError
-from pipeline.tracking.redact import redact_text
+from pipeline.redact import redact_text
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.transfer import copy_version
 

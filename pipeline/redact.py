@@ -1,6 +1,7 @@
 """Takes secrets out of what a run records: credentials in URLs, signed query strings, values named like a secret.
 
-Called by the journal before anything is written and by the shipper before anything is sent.
+Called by the journal before anything is written, by the shipper before anything is sent, and by every console program
+before an error is printed.
 """
 
 import re
@@ -13,7 +14,8 @@ _SECRET_NAME = re.compile(
     r"(^|[_.-])(token|secret|password|passwd|passphrase|api_?key|access_?key(_?id)?|private_?key|credentials?)($|[_.-])",
     re.IGNORECASE,
 )
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
+_HEADER = re.compile(r"(?i)\b(?P<scheme>bearer|basic) +(?=\S*[\d=])[\w.~+/=-]{8,}")
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)(?P<equals>=)(?P<value>[^\s&;,'\"]+)")
 _SIGNATURE_NAMES = {"sig", "signature", "x-amz-signature", "x-amz-credential", "x-goog-signature", "x-goog-credential"}
 
@@ -34,8 +36,9 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def redact_text(text: str) -> str:
-    """`text` without the credentials of its URLs and without `name=value` pairs that are named like a secret."""
-    return _ASSIGNMENT.sub(_hide_assignment, _CREDENTIALS.sub(HIDDEN, text))
+    """`text` without credentials of URLs and headers, and without `name=value` pairs that are named like a secret."""
+    without_headers = _HEADER.sub(rf"\g<scheme> {HIDDEN}", text)
+    return _ASSIGNMENT.sub(_hide_assignment, _CREDENTIALS.sub(HIDDEN, without_headers))
 
 
 def _hide_assignment(match: re.Match[str]) -> str:

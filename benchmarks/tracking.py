@@ -1,0 +1,160 @@
+"""What tracking costs: the step time of a training while its server is up, killed and hung; and large registries.
+
+`python -m benchmarks.tracking outages` trains the debug autoencoder for some minutes beside a real MLflow server whose
+state changes every few seconds, and compares the medians of the step times in each state: interleaved, in one run.
+`python -m benchmarks.tracking scale [URI]` fills a server (by default a new local database) with 1,000 versions, 1,000
+promotions and a run of 10,000 points of each of five metrics, and times the commands over them.
+"""
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from pathlib import Path
+
+from pipeline.tracking.journal import Journal, read_events
+from pipeline.tracking.ledger import ENTRY_TAG
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.version import DIGEST_TAG, KIND_TAG
+
+NUM_VERSIONS, NUM_POINTS, NUM_METRICS = 1000, 10_000, 5
+STATE_SECONDS, NUM_ROUNDS = 6.0, 8
+SETTLE_SECONDS = 1.0
+"""After each change of state, left out of both sides."""
+STATES = ("up", "killed", "up", "hung")
+ROOT = Path(__file__).parents[1]
+
+
+class Server:
+    """`mlflow server` on a local database, which can be killed, hung and brought back."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.folder, self.process, self.state = folder, self._start(folder), "up"
+
+    def become(self, state: str) -> None:
+        """Change to `up`, `killed` or `hung`."""
+        if self.state == "killed":
+            self.process = self._start(self.folder)
+        elif self.state == "hung":
+            os.killpg(self.process.pid, signal.SIGCONT)
+        self.state = state
+        if state != "up":
+            os.killpg(self.process.pid, signal.SIGKILL if state == "killed" else signal.SIGSTOP)
+        if state == "killed":
+            self.process.wait()
+
+    def _start(self, folder: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(folder / "store"), "--port", str(self.port), "--workers", "1"]
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(command, cwd=folder, stdout=null, stderr=null, start_new_session=True)
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1).close()
+                return process
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError("mlflow server does not answer")
+
+
+def outages(folder: Path) -> str:
+    """Medians of the step time with the server up, killed and hung, and whether everything arrived once."""
+    from pipeline.tracking.shipper import ship, shipped_run_id
+    from tests.runs import drawn_shards
+
+    drawn_shards(folder, 64)
+    server, run = Server(folder), folder / "run"
+    uri = f"http://127.0.0.1:{server.port}"
+    words = [f"run={run}", f"data.train={folder}/train", "data.validation=null", "trainer.total_samples=100000000"]
+    words += ["trainer.log_every_steps=1", "trainer.validate_every_samples=null", f"tracking.uri={uri}"]
+    command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/autoencoder/debug.yaml"), *words]
+    trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (run / "journal" / "shipped.json").is_file():
+        assert trainer.poll() is None, "the training ended by itself"
+        time.sleep(0.5)
+    spans: list[tuple[str, float, float]] = []
+    for state in STATES * NUM_ROUNDS:
+        server.become(state)
+        begin = time.time() + SETTLE_SECONDS
+        time.sleep(SETTLE_SECONDS + STATE_SECONDS)
+        spans.append((state, begin * 1000, time.time() * 1000))
+    server.become("up")
+    trainer.send_signal(signal.SIGTERM)
+    trainer.wait()
+    assert ship(run, uri)
+    seconds, steps = defaultdict(list), []
+    for event in read_events(run):
+        if event.kind == "metrics":
+            steps.append(event.samples_seen)
+            state = next((state for state, begin, end in spans if begin < event.time_ms < end), None)
+            if state and "steps_per_second" in event.body["values"]:
+                seconds[state].append(1 / event.body["values"]["steps_per_second"])
+    client, run_id = Registry(uri).client, shipped_run_id(run, uri)
+    points = [point.step for point in client.get_metric_history(run_id, "steps_per_second")]
+    server.become("killed")
+    medians = {state: statistics.median(values) for state, values in seconds.items()}
+    rows = [f"  {state:<8}{1000 * value:8.2f} ms, {len(seconds[state])} steps" for state, value in medians.items()]
+    ratios = ", ".join(f"{state} / up {medians[state] / medians['up']:.3f}" for state in ("killed", "hung"))
+    once = (
+        f"{len(points)} of {len(set(steps))} logged steps on the server, {len(points) - len(set(points))} of them twice"
+    )
+    return "\n".join(["step time of the debug autoencoder, one thread", *rows, f"  {ratios}", f"  {once}"])
+
+
+def scale(folder: Path, uri: str) -> str:
+    """Seconds of the commands over a large registry and a long run, each as a process of its own, import included."""
+    run = folder / "long"
+    journal = Journal(run)
+    journal.params({"seed": 0})
+    for step in range(1, NUM_POINTS + 1):
+        journal.metrics({f"metric{i}": step / (i + 1) for i in range(NUM_METRICS)}, step, step)
+    journal.committed(1, NUM_POINTS)
+    registry = Registry(uri)
+    _fill(registry)
+    lines = []
+    for words in (["list"], ["show", "big/500"], ["show", "big@champion"], ["ship", str(run)], ["ship", str(run)]):
+        command = [sys.executable, "-m", "pipeline", "registry", *words, "--uri", uri]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        lines.append(
+            f"  {' '.join([words[0], *words[1:2]]).replace(str(run), 'RUN'):<20}{time.perf_counter() - start:6.1f} s"
+        )
+    title = f"{NUM_VERSIONS} versions and promotions, {NUM_METRICS} metrics of {NUM_POINTS} points"
+    return "\n".join([title, *lines])
+
+
+def _fill(registry: Registry) -> None:
+    """Rows as `register` and `promote` make them, without their files."""
+    lineage = json.dumps({"run": "x", "samples_seen": 1, "data_url": "x", "data_digest": "d", "config_digest": "c"})
+    client = registry.client
+    for name in ("big", "big.promotions"):
+        client.create_registered_model(name)
+    for i in range(1, NUM_VERSIONS + 1):
+        tags = {DIGEST_TAG: f"{i:064d}", KIND_TAG: "vq-autoencoder", "lineage": lineage, "samples_seen": str(i)}
+        client.create_model_version("big", f"mlflow-artifacts:/{i}", tags=tags)
+        entry = {"action": "promote", "alias": "champion", "version": i, "before": i - 1 or None, "by": "x"}
+        entry |= {"time_ms": 0, "decided_on": i - 1, "token": str(i), "number": 0}
+        client.create_model_version("big.promotions", "none", tags={ENTRY_TAG: json.dumps(entry)})
+    client.set_registered_model_alias("big", "champion", str(NUM_VERSIONS))
+
+
+def main(argv: list[str]) -> None:
+    """`outages`, or `scale [URI]`."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        uri = argv[1] if len(argv) > 1 else f"sqlite:///{folder}/mlflow.db"
+        print(outages(folder) if argv[:1] == ["outages"] else scale(folder, uri), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -22,6 +22,7 @@ from pipeline.data.dataset import DataConfig
 from pipeline.data.latents import read_stamp
 from pipeline.data.loader import Loader, sequential
 from pipeline.data.shards import load_manifest
+from pipeline.data.stream import StreamLoader, stream_digest
 from pipeline.distributed import process as processes
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process, ProcessConfig, on_main
@@ -136,7 +137,7 @@ def train(config: ExperimentConfig) -> bool:
 
 def build(
     config: ExperimentConfig, run: RunFolder, process: Process
-) -> tuple[Stage, Loader, Callable[[], Iterable[Batch]] | None, CheckpointStore]:
+) -> tuple[Stage, Loader | StreamLoader, Callable[[], Iterable[Batch]] | None, CheckpointStore]:
     """The staircase: first stage, data, stage, checkpoints; each stands on the ones before it."""
     first = load_package(run.autoencoder) if config.autoencoder else None
     loader, validation = _open_data(config, run, process, first)
@@ -148,19 +149,16 @@ def build(
 
 def _open_data(
     config: ExperimentConfig, run: RunFolder, process: Process, first: Package | None
-) -> tuple[Loader, Callable[[], Iterable[Batch]] | None]:
+) -> tuple[Loader | StreamLoader, Callable[[], Iterable[Batch]] | None]:
     """The endless training stream, and what opens one validation pass."""
     expected = first.digest if first else None
     ranks, size = (process.rank, process.world_size), config.trainer.batch_size
-    loader = Loader(
-        config.data.train,
-        config.data,
-        config.seed,
-        *ranks,
-        batch_size=size,
-        quarantine=run.quarantine,
-        expect_autoencoder=expected,
-    )
+    what = (config.data.train, config.data, config.seed, *ranks)
+    loader: Loader | StreamLoader
+    if config.data.order == "stream":
+        loader = StreamLoader(*what, batch_size=size, quarantine=run.quarantine)
+    else:
+        loader = Loader(*what, batch_size=size, quarantine=run.quarantine, expect_autoencoder=expected)
     if config.data.validation is None:
         return loader, None
     load_manifest(config.data.validation)  # a wrong path is told now, not at the first validation
@@ -198,18 +196,17 @@ def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: Ex
 
 def _lineage(config: ExperimentConfig, process: Process, first: Package | None) -> Lineage:
     """What this run starts from."""
-    data = load_manifest(config.data.train)
-    latents = data.kind == "latents"
+    data_digest, latents_digest = _data_digests(config.data)
     validation = config.data.validation
     commit, dirty = git_state(Path(__file__).parent)
     return Lineage(
         run=run_name(config),
         stage=config.stage.kind,
         data_url=config.data.train,
-        data_digest=read_stamp(data, config.data.train).source_digest if latents else data.digest,
+        data_digest=data_digest,
         validation_url=validation,
         validation_digest=load_manifest(validation).digest if validation else None,
-        latents_digest=data.digest if latents else None,
+        latents_digest=latents_digest,
         autoencoder_digest=first.digest if first else None,
         autoencoder_ref=config.autoencoder,
         config_digest=config_digest(config),
@@ -218,6 +215,16 @@ def _lineage(config: ExperimentConfig, process: Process, first: Package | None) 
         world_size=process.world_size,
         versions=versions(),
     )
+
+
+def _data_digests(data: DataConfig) -> tuple[str, str | None]:
+    """Of the training pictures, and of their latents where it is these that are read."""
+    if data.order == "stream":
+        return stream_digest(data.train), None
+    manifest = load_manifest(data.train)
+    if manifest.kind == "latents":
+        return read_stamp(manifest, data.train).source_digest, manifest.digest
+    return manifest.digest, None
 
 
 def run_name(config: ExperimentConfig) -> str:

@@ -22,7 +22,7 @@ class DataConfig(Config):
     """Where the samples are and how they become batches."""
 
     train: str
-    """Folder or URL of the training shards (with their manifest.json)."""
+    """Folder or URL of the training shards (with their manifest.json); any tars where `order` is stream."""
     validation: str | None = None
     """The same for validation; None validates nothing."""
     image_size: int = Field(default=256, gt=0)
@@ -31,6 +31,10 @@ class DataConfig(Config):
     """How a picture that is not square is cut in training; validation always takes the middle."""
     random_flip: bool = False
     """Mirror half of the training pictures; wrong where captions say left and right."""
+    order: Literal["exact", "stream"] = "exact"
+    """exact: by the index, resumable at any sample; stream: by webdataset's own pipeline, for tars without an index."""
+    stream_shuffle_samples: int = Field(default=1000, gt=0)
+    """Samples in the shuffle buffer of a stream."""
     num_lanes: int = Field(default=240, gt=0)
     """Streams that advance together: as many blocks mix in a batch. Best a multiple of every number of ranks."""
     block_samples: int = Field(default=64, gt=0)

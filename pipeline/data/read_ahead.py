@@ -12,15 +12,28 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Protocol
 
 from pipeline.data.batch import Batch
-from pipeline.data.reader import SampleReader, Slots, Substitute
+from pipeline.data.reader import Slots, Substitute
 
 POLL_SECONDS = 0.1
 """How often a waiting thread looks whether it is still wanted."""
 
 _Item = Batch | Exception | None
 _Handover = queue.Queue[_Item]
+
+
+class BatchReader(Protocol):
+    """What the thread reads with: `reader.SampleReader` by index, `stream.StreamReader` from a stream."""
+
+    def prefetch(self, slots: Slots) -> None:
+        """A later batch will ask for these."""
+        ...
+
+    def read(self, slots: Slots, substitute: Substitute | None) -> Batch:
+        """The batch of these."""
+        ...
 
 
 class ReadAhead(Iterator[Batch]):
@@ -34,7 +47,7 @@ class ReadAhead(Iterator[Batch]):
     def __init__(
         self,
         plan: Iterable[Slots],
-        reader: SampleReader,
+        reader: BatchReader,
         substitute: Substitute | None,
         num_batches: int,
         num_fetches: int,
@@ -74,7 +87,7 @@ class ReadAhead(Iterator[Batch]):
 
 def _produce(
     plan: Iterator[Slots],
-    reader: SampleReader,
+    reader: BatchReader,
     substitute: Substitute | None,
     num_fetches: int,
     ready: _Handover,

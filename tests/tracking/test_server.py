@@ -21,7 +21,8 @@ from pipeline.checkpoint.package import load_package, save_package
 from pipeline.config import UserError
 from pipeline.tracking.gates import GateConfig
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.promotion import history, promote
+from pipeline.tracking.ledger import history
+from pipeline.tracking.promotion import promote
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import ServerError, connect, tracking_uri
 from pipeline.tracking.shipper import ship

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import codebook, data, sharding
+from benchmarks import codebook, data, gan_step, sharding
 
-PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch", "ray")
+PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch", "diffusers", "ray")
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         shards = data.make_shards(Path(folder))
-        for result in chain(data.races(shards), codebook.races(), sharding.races(Path(folder) / "sharding")):
+        for result in chain(data.races(shards), codebook.races(), gan_step.races(), sharding.races(Path(folder) / "sharding")):
             print(f"\n{result}", flush=True)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from pipeline.checkpoint.generation import DamagedError, Generation, committed
 from pipeline.checkpoint.package import Package, load_package
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.config import Config, config_differences, config_digest, load_config
+from pipeline.config import Config, UserError, config_differences, config_digest, load_config
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DataConfig
 from pipeline.data.latents import read_stamp
@@ -89,6 +89,11 @@ class ExperimentConfig(Config):
     def _second_stage_names_its_first(self) -> "ExperimentConfig":
         if (self.stage.kind == "diffusion") != (self.autoencoder is not None):
             raise ValueError("autoencoder: a diffusion stage names its first stage here, an autoencoder stage does not")
+        if self.stage.kind == "autoencoder" and self.data.validation is None:
+            raise ValueError(
+                "data.validation: an autoencoder needs some, its latents' mean and std are measured on it; "
+                "where nothing is held out, name the training data"
+            )
         return self
 
 
@@ -171,7 +176,10 @@ def _build_stage(config: ExperimentConfig, process: Process, first: Package | No
     if isinstance(config.stage, AutoencoderStageConfig):
         return AutoencoderStage(config.stage, config.engine, config.optim, process, config.seed)
     assert first is not None, "the config's validator asks for it"
-    return DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, load_autoencoder(first))
+    autoencoder = load_autoencoder(first)
+    if not autoencoder.has_statistics:
+        raise UserError(f"{first.folder}: saved before its first validation; its latents' mean and std are unknown")
+    return DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, autoencoder)
 
 
 def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: ExitStack) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,6 +87,10 @@ class Stage(Protocol):
 
     def preview(self) -> np.ndarray:
         """A picture that shows the state of the model, uint8 [H, W, 3]. Collective."""
+        ...
+
+    def where_not_finite(self, batch: Batch) -> str | None:
+        """After a loss that is not finite: the first layer whose output on `batch` is not, by name. Collective."""
         ...
 
     def parts(self) -> Mapping[str, Stateful]:
@@ -172,7 +177,7 @@ def fit(
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
             before, state = state, TrainState(state.samples_seen + config.batch_size, state.step + 1)
             metrics, stopping = _agree(measured, stop)
-            health.check(state.step, metrics)
+            health.check(state.step, metrics, partial(stage.where_not_finite, batch))
             pace.stepped()
             last = state.samples_seen >= config.total_samples
 
@@ -231,8 +236,13 @@ class Health:
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
 
-    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+    def check(
+        self, step: int, metrics: Mapping[str, float], find_layer: Callable[[], str | None] = lambda: None
+    ) -> None:
         """Look at the metrics of a step; the same on all ranks, so all raise or none.
+
+        Args:
+            find_layer: asked, by all ranks, which layer it was.
 
         Raises:
             DivergedError: a `_loss` is not finite, or a `_norm` has not been for `MAX_SKIPPED_STEPS` steps.
@@ -240,7 +250,9 @@ class Health:
         for name, value in metrics.items():
             self.skipped[name] = 0 if math.isfinite(value) else self.skipped[name] + 1
             if name.endswith("_loss") and self.skipped[name]:
-                raise DivergedError(f"step {step}: {name} is {value}; lower the learning rate or set clip_norm")
+                layer = find_layer()
+                where = f", first in {layer}" if layer else ""
+                raise DivergedError(f"step {step}: {name} is {value}{where}; lower the learning rate or set clip_norm")
             if name.endswith("_norm") and self.skipped[name] >= MAX_SKIPPED_STEPS:
                 raise DivergedError(f"step {step}: {name} is {value} for {MAX_SKIPPED_STEPS} steps, none was applied")
 

@@ -68,6 +68,9 @@ class ToyStage:
     def preview(self) -> np.ndarray:
         return np.zeros((4, 6, 3), dtype=np.uint8)
 
+    def where_not_finite(self, batch: Batch) -> str | None:
+        return "net.weight"
+
     def parts(self) -> Mapping[str, Stateful]:
         return {"net": self.engine, "ema": self.ema}
 
@@ -229,7 +232,7 @@ def test_divergence_names_step_and_term(tmp_path: Path) -> None:
     process = Process()
     stage, journal = ToyStage(process, at_step=spoil), ToyJournal(tmp_path / "journal")
     store = CheckpointStore(tmp_path / "checkpoints", process)
-    with pytest.raises(DivergedError, match="step 7: toy_loss is nan"):
+    with pytest.raises(DivergedError, match="step 7: toy_loss is nan, first in net.weight"):
         fit(stage, ToyLoader(process), None, store, journal, process, CONFIG, tmp_path)
     assert journal.events()[-1] == "('committed', 24, 2)"  # nothing of the spoilt step was written down
 

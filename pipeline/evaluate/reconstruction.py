@@ -51,6 +51,8 @@ class CodebookMeter:
 
     def compute(self) -> dict[str, float]:
         """`codebook_usage`, the share of codes used at all, and `codebook_perplexity`; collective."""
+        if not len(self.counts):  # a KL bottleneck has none
+            return {}
         counts = all_reduce_sum(self.counts.clone())
         usage = (counts > 0).double().mean()
         return {"codebook_usage": usage.item(), "codebook_perplexity": perplexity_of(counts).item()}

@@ -22,7 +22,7 @@ STATISTICS = "latent_statistics.json"
 
 
 def write_diffusers(package: Package, folder: Path) -> None:
-    """`config.json` and `diffusion_pytorch_model.safetensors`: `diffusers.VQModel.from_pretrained(folder)`."""
+    """`config.json` and `diffusion_pytorch_model.safetensors`, for `from_pretrained` of VQModel or AutoencoderKL."""
     config, tensors = _opened(package)
     arguments, weights = diffusers_config(config), to_diffusers(tensors, config)
     save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})

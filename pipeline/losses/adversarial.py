@@ -1,9 +1,10 @@
-"""The adversarial game of VQGAN: hinge losses and the weight that balances it against the reconstruction.
+"""The adversarial game of VQGAN: its losses, their regularisers, and the weight that balances it against the picture.
 
 Esser et al., "Taming Transformers for High-Resolution Image Synthesis", 2021, equation 7. Called by the stage.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,45 @@ from torch.nn.grad import conv2d_weight
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 EPSILON = 1e-4
+LECAM_DECAY = 0.999
+
+GameKind = Literal["hinge", "non_saturating"]
 
 
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """-mean D(x'): falls when the discriminator takes reconstructions for real."""
-    return -fake_logits.float().mean()
+def generator_loss(fake_logits: Tensor, kind: GameKind = "hinge") -> Tensor:
+    """Falls when the discriminator takes reconstructions for real: -mean D(x'), or mean softplus(-D(x'))."""
+    fake = fake_logits.float()
+    return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Hinge: half the mean of relu(1 - D(x)) plus half the mean of relu(1 + D(x'))."""
-    return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, kind: GameKind = "hinge") -> Tensor:
+    """Half of mean relu(1 - D(x)) + mean relu(1 + D(x')), or of mean softplus(-D(x)) + mean softplus(D(x'))."""
+    real, fake = real_logits.float(), fake_logits.float()
+    if kind == "hinge":
+        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, anchors: Tensor) -> Tensor:
+    """mean relu(D(x) - a_fake)^2 + mean relu(a_real - D(x'))^2 (Tseng et al., "Regularizing GANs", 2021, equation 4).
+
+    Args:
+        anchors: moving averages [2] of the logits of pictures and of reconstructions, over all ranks.
+    """
+    above = F.relu(real_logits.float() - anchors[1]).square().mean()
+    below = F.relu(anchors[0] - fake_logits.float()).square().mean()
+    return above + below
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """R1: half the mean of |d sum D(x) / dx|^2 of each picture (Mescheder et al., 2018, equation 9), to train through.
+
+    Args:
+        images: real pictures [B, 3, H, W].
+    """
+    leaf = images.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(critic(leaf).float().sum(), leaf, create_graph=True)
+    return 0.5 * slope.square().sum(dim=(1, 2, 3)).mean()
 
 
 @torch.no_grad()

@@ -21,15 +21,15 @@ class PerceptualDistance(nn.Module):
     """Calibrated distance of VGG16 features; frozen, and in eval mode for ever.
 
     Args:
-        file: state dict of torchvision's VGG16.
+        file: state dict of torchvision's VGG16; None looks where torch keeps what it once downloaded.
 
     Raises:
         UserError: the package or the file is missing, or the file holds another network.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         super().__init__()
-        self.model = _load(file).eval().requires_grad_(False)
+        self.model = _load(file or cached_file()).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever the parent does: the package's dropout must never act."""
@@ -52,10 +52,15 @@ def _unit(features: Tensor) -> Tensor:
     return features / (features.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
 
 
+def cached_file() -> Path:
+    """Where torch's own downloads would have put torchvision's VGG16 ($TORCH_HOME/hub/checkpoints)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
+
+
 def _load(file: Path) -> Any:
     """The package's LPIPS with its own linear layers and the VGG16 weights of `file`."""
     if not file.is_file():
-        raise UserError(f"perceptual_file {file}: no such file; give torchvision's VGG16, or set the weight to 0")
+        raise UserError(f"perceptual_file {file}: no such file; put torchvision's VGG16 there, or set the weight to 0")
     declare_missing_operators()
     try:
         import lpips

@@ -26,17 +26,13 @@ class ReconstructionConfig(Config):
     perceptual_weight: float = Field(default=1.0, ge=0)
     """LPIPS (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018)."""
     perceptual_file: Path | None = None
-    """Weights of torchvision's VGG16 as a state dict (`vgg16-397923af.pth`); needed by `perceptual_weight` > 0."""
+    """Weights of torchvision's VGG16 as a state dict; null takes `vgg16-397923af.pth` from torch's cache. Without
+    either a run with `perceptual_weight` > 0 is refused."""
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "ReconstructionConfig":
         if self.l1_weight == self.l2_weight == self.perceptual_weight == 0:
             raise ValueError("l1, l2 and perceptual_weight are all 0: nothing would say how bright a picture is")
-        if self.perceptual_weight > 0 and self.perceptual_file is None:
-            raise ValueError(
-                f"perceptual_weight is {self.perceptual_weight} but perceptual_file is not set: "
-                "name a file with torchvision's VGG16 weights, or set perceptual_weight to 0"
-            )
         return self
 
 
@@ -46,7 +42,7 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, config: ReconstructionConfig) -> None:
         super().__init__()
         self.config = config
-        self.perceptual = PerceptualDistance(config.perceptual_file) if config.perceptual_file else None
+        self.perceptual = PerceptualDistance(config.perceptual_file) if config.perceptual_weight else None
 
     def forward(self, restored: Tensor, images: Tensor) -> dict[str, Tensor]:  # [B, 3, H, W] twice
         """Scalars, means over pictures and pixels; their sum is the reconstruction loss."""
@@ -57,7 +53,7 @@ class ReconstructionLoss(nn.Module):
             terms["l2_loss"] = self.config.l2_weight * F.mse_loss(restored, images)
         if self.config.edge_weight:
             terms["edge_loss"] = self.config.edge_weight * edge_error(restored, images)
-        if self.perceptual and self.config.perceptual_weight:
+        if self.perceptual:
             terms["perceptual_loss"] = self.config.perceptual_weight * self.perceptual(restored, images).mean()
         return terms
 

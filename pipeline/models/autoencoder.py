@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Config
 from pipeline.models.blocks import AttnBlock, Downsample, ResnetBlock, Upsample, normalise
@@ -41,7 +42,7 @@ class AutoencoderConfig(Config):
     resolution: int = Field(default=256, gt=0)
     """Picture size that the network is built for, in pixels; it places the attention."""
     quantizer: QuantizerConfig = GradientCodebookConfig()
-    """The codebook."""
+    """The codebook, or what stands in its place: one of `pipeline.quantizers`."""
 
     @model_validator(mode="after")
     def _fits(self) -> "AutoencoderConfig":
@@ -49,6 +50,7 @@ class AutoencoderConfig(Config):
             raise ValueError(f"resolution {self.resolution} is no multiple of the factor {self.downsample_factor}")
         if any((self.channels * m) % self.norm_groups for m in self.channel_multipliers):
             raise ValueError(f"norm_groups {self.norm_groups} must divide the channels of every level")
+        self.quantizer.check_width(self.embedding_dim)
         return self
 
     @property
@@ -61,6 +63,11 @@ class AutoencoderConfig(Config):
         """(d, h, w) of the latent of a picture of `resolution`."""
         side = self.resolution // self.downsample_factor
         return self.embedding_dim, side, side
+
+    @property
+    def num_moments(self) -> int:
+        """Numbers that the encoder gives for each channel of the latent: 2 for a Gaussian (KL), else 1."""
+        return 2 if self.quantizer.kind == "kl" else 1
 
     def attends(self, level: int) -> bool:
         """Whether the blocks of `level` (0 is the finest) are followed by attention."""
@@ -77,7 +84,7 @@ class Reconstruction(NamedTuple):
     latent: Tensor
     """float32 [B, d, H/f, W/f]: raw latents before quantisation."""
     quantized: Quantized
-    """Codes, losses and perplexity."""
+    """Codes, losses and usage."""
 
 
 class Level(nn.Module):
@@ -94,13 +101,19 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(AttnBlock(channels, config.norm_groups) for _ in range(attentions))
         self.downsample = Downsample(channels) if resize is Downsample else nn.Identity()
         self.upsample = Upsample(channels) if resize is Upsample else nn.Identity()
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:  # [B, Cin, H, W]
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, x, use_reentrant=False)
+        return self._run(x)  # [B, C, H/2, W/2], [B, C, 2H, 2W] or [B, C, H, W]
+
+    def _run(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[index](x)
-        return self.upsample(self.downsample(x))  # [B, C, H/2, W/2], [B, C, 2H, 2W] or [B, C, H, W]
+        return self.upsample(self.downsample(x))
 
 
 class Middle(nn.Module):
@@ -129,7 +142,7 @@ class Encoder(nn.Module):
             width = config.channels * multiplier
         self.mid = Middle(width, config)
         self.norm_out = normalise(width, config.norm_groups)
-        self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, config.num_moments * config.latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:  # [B, 3, H, W]
         x = self.conv_in(images)  # [B, C, H, W]
@@ -180,10 +193,11 @@ class Autoencoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(config)
-            self.quant_conv = nn.Conv2d(config.latent_channels, config.embedding_dim, 1)
+            moments = config.num_moments
+            self.quant_conv = nn.Conv2d(moments * config.latent_channels, moments * config.embedding_dim, 1)
             self.post_quant_conv = nn.Conv2d(config.embedding_dim, config.latent_channels, 1)
             self.decoder = Decoder(config)
-        self.quantize = build_quantizer(config.quantizer, config.embedding_dim, seed)
+        self.quantize = build_quantizer(config.quantizer, config.embedding_dim, seed, 3 * config.downsample_factor**2)
         self.register_buffer("latent_mean", torch.zeros(config.embedding_dim))
         self.register_buffer("latent_std", torch.ones(config.embedding_dim))
 
@@ -192,11 +206,23 @@ class Autoencoder(nn.Module):
         """Pixels of the picture for one place of the latent, along one side."""
         return self.config.downsample_factor
 
-    def forward(self, images: Tensor) -> Reconstruction:  # [B, 3, H, W]
-        latent = self.encode_raw(images)  # [B, d, h, w]
-        quantized = self.quantize(latent)  # [B, d, h, w]
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:  # [B, 3, H, W], [B, d, h, w]
+        moments = self.quant_conv(self.encoder(images))  # [B, d, h, w], for KL [B, 2 d, h, w]
+        latent = self.quantize.prepare(moments)  # [B, d, h, w]
+        quantized = self.quantize(moments, noise)  # [B, d, h, w]
         hidden, restored = self.decoder(self.post_quant_conv(quantized.latent))  # [B, C, H, W], [B, 3, H, W]
         return Reconstruction(restored, hidden, latent, quantized)
+
+    def checkpointing(self, on: bool) -> None:
+        """Whether training recomputes the inside of every level going backward, in place of keeping it."""
+        for module in self.modules():
+            if isinstance(module, Level):
+                module.recompute = on
+
+    @property
+    def has_statistics(self) -> bool:
+        """False while no validation has measured the latents: their mean and std are then still 0 and 1."""
+        return bool(self.latent_mean.any() or (self.latent_std != 1).any())
 
     def encode_raw(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to float32 latents [B, d, h, w], before quantisation and normalisation."""
@@ -212,7 +238,7 @@ class Autoencoder(nn.Module):
 
     def decode_raw(self, latent: Tensor) -> Tensor:
         """Raw latents [B, d, h, w], as `encode_raw` gives them, to pictures [B, 3, H, W]."""
-        return self._restore(self.quantize(latent).latent)
+        return self._restore(self.quantize.snap(latent))
 
     def encode_indices(self, images: Tensor) -> Tensor:
         """Pictures to codes: int64 [B, h, w]."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.config import UserError
 from pipeline.losses.perceptual import PerceptualDistance
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
-from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
+from pipeline.models.discriminator import DiscriminatorConfig, ResidualDiscriminatorConfig, build_discriminator
 from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_unet
 from pipeline.models.text import PretrainedTextConfig, build_text_tower
 from pipeline.plan.measure import Part, measure, shapes_only
@@ -21,7 +21,7 @@ from pipeline.torchvision_shim import declare_missing_operators
 
 def autoencoder_parts(
     config: AutoencoderConfig,
-    discriminator: DiscriminatorConfig | None,
+    discriminator: DiscriminatorConfig | ResidualDiscriminatorConfig | None,
     perceptual_file: Path | None,
     image_size: int,
     bf16: bool,
@@ -36,7 +36,7 @@ def autoencoder_parts(
 
         parts = [measure("autoencoder", model, run, bf16=bf16, averaged=True)]
         if discriminator:
-            parts.append(_discriminator_part(Discriminator(discriminator), image_size, bf16))
+            parts.append(_discriminator_part(build_discriminator(discriminator), image_size, bf16))
         if perceptual_file:
             parts.append(_perceptual_part(PerceptualDistance(perceptual_file), image_size))
     return parts
@@ -86,7 +86,7 @@ def _text_part(tower: nn.Module, length: int, stored: bool) -> Part:
     return measure("text", tower, None if stored else lambda n: tower(_tokens(n, length)))
 
 
-def _discriminator_part(model: Discriminator, image_size: int, bf16: bool) -> Part:
+def _discriminator_part(model: nn.Module, image_size: int, bf16: bool) -> Part:
     def run(num_images: int) -> Tensor:
         model.requires_grad_(False)  # the generator's turn: gradients at the pictures alone
         judged = model(_pictures(num_images, image_size).requires_grad_())

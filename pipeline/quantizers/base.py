@@ -11,55 +11,73 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.quantizers.search import nearest_codes
+from pipeline.config import Config
 
 
 class Quantized(NamedTuple):
     """One quantised latent map. A tuple, because ZeRO 3 finds the tensors of a module's output in tuples only."""
 
     latent: Tensor
-    """float32 [B, d, h, w]: exactly the chosen codes; its gradient is passed straight through to the encoder."""
+    """float32 [B, d, h, w]: exactly the chosen codes; its gradient is passed on to the encoder."""
     codes: Tensor
-    """int64 [B, h, w]."""
+    """int64 [B, h, w], or [B, h, w, Q] of a quantizer with Q stages; each in [0, K)."""
     losses: dict[str, Tensor]
     """Weighted scalar terms; their sum is added to the loss of the generator."""
-    perplexity: Tensor
-    """exp of the entropy of the codes of this batch on this rank: K when all are used equally, 1 after collapse."""
+    usage: Tensor
+    """float32 [K]: how often each code occurs in this batch on this rank; sums of it over batches and ranks count."""
+
+
+class QuantizerSettings(Config):
+    """What the configs of all quantizers answer."""
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError unless the quantizer can have vectors of `width`."""
+        return None
 
 
 class Quantizer(nn.Module, ABC):
-    """A codebook and its nearest-code assignment; subclasses say how the codebook learns.
+    """Turns latents into codes and codes into latents.
 
     Args:
-        embedding: holds `weight` [K, d], and gives it, whole, when called without arguments.
-        commitment_weight: weight of the commitment loss.
-        cosine: compare and decode unit vectors.
+        num_codes: K, over all stages; 0 when there are none (KL).
     """
 
-    def __init__(self, embedding: nn.Module, num_codes: int, commitment_weight: float, cosine: bool) -> None:
+    def __init__(self, num_codes: int) -> None:
         super().__init__()
-        self.embedding = embedding
         self.num_codes = num_codes
-        self.commitment_weight = commitment_weight
-        self.cosine = cosine
 
-    def forward(self, latent: Tensor) -> Quantized:
-        """Quantise a raw latent map [B, d, h, w], in float32 whatever the precision around it."""
+    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Quantized:
+        """Quantise a raw latent map [B, d, h, w], in float32 whatever the precision around it.
+
+        Args:
+            noise: standard normal [B, d, h, w], for a bottleneck that draws (KL).
+        """
         with torch.autocast(latent.device.type, enabled=False):
-            latent = self.prepare(latent)
-            codebook = self.codebook()  # [K, d]
-            codes = _assign(latent, codebook)  # [B, h, w]
-            chosen = self.choose(_lookup(codes, codebook), latent)  # [B, d, h, w]
-            perplexity = perplexity_of(count_codes(codes, self.num_codes))
-            return Quantized(straight_through(chosen, latent), codes, self.losses(chosen, latent), perplexity)
+            return self.quantize(self.prepare(latent))
 
     @abstractmethod
-    def losses(self, chosen: Tensor, latent: Tensor) -> dict[str, Tensor]:
-        """Weighted terms by name, from the chosen codes and the prepared latents [B, d, h, w]."""
+    def quantize(self, latent: Tensor) -> Quantized:
+        """`forward` of a prepared latent map [B, d, h, w]."""
 
-    def choose(self, chosen: Tensor, latent: Tensor) -> Tensor:
-        """What takes the place of the latents [B, d, h, w]: the chosen codes, unless the subclass is not ready."""
-        return chosen
+    @abstractmethod
+    def assign(self, latent: Tensor) -> Tensor:
+        """Codes of a raw latent map: [B, d, h, w] -> int64 [B, h, w] or [B, h, w, Q]."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Latent map of codes: int64 [B, h, w] or [B, h, w, Q] -> float32 [B, d, h, w]."""
+
+    def snap(self, latent: Tensor) -> Tensor:
+        """What the decoder gets for a raw latent map [B, d, h, w]: its codes' vectors [B, d, h, w]."""
+        return self(latent).latent
+
+    def prepare(self, latent: Tensor) -> Tensor:
+        """The latents in the space of the codes, float32 [B, d, h, w]. Idempotent."""
+        return latent.float()
+
+    def places_codes_at(self, step: int) -> bool:
+        """Whether `update` at generator step `step` moves all codes, so that earlier assignments mean nothing."""
+        return False
 
     def update(self, latent: Tensor, codes: Tensor, step: int) -> None:
         """Let the codebook learn from one training batch, after its optimizer step; collective over ranks.
@@ -71,41 +89,39 @@ class Quantizer(nn.Module, ABC):
         """
         return None
 
-    def prepare(self, latent: Tensor) -> Tensor:
-        """The latents in the space of the codes: float32, and of unit length for `cosine`. Idempotent."""
-        latent = latent.float()
-        return F.normalize(latent, dim=1) if self.cosine else latent
-
-    def codebook(self) -> Tensor:
-        """The codes as they are compared and decoded: float32 [K, d], of unit length for `cosine`."""
-        codes: Tensor = self.embedding()
-        return F.normalize(codes, dim=1) if self.cosine else codes
-
-    def assign(self, latent: Tensor) -> Tensor:
-        """Codes of a raw latent map: [B, d, h, w] -> int64 [B, h, w]."""
-        return _assign(self.prepare(latent), self.codebook())
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Latent map of codes: int64 [B, h, w] -> float32 [B, d, h, w]."""
-        return _lookup(codes, self.codebook())
-
-
-def _assign(latent: Tensor, codebook: Tensor) -> Tensor:
-    return nearest_codes(as_vectors(latent), codebook).reshape(len(latent), *latent.shape[2:])
-
-
-def _lookup(codes: Tensor, codebook: Tensor) -> Tensor:
-    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
-
 
 def as_vectors(latent: Tensor) -> Tensor:
     """[B, d, h, w] -> [B * h * w, d], pictures first, then rows."""
     return latent.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def as_map(vectors: Tensor, like: Tensor) -> Tensor:
+    """[B * h * w, d] -> [B, d, h, w], for the B, h and w of the map `like`."""
+    return vectors.unflatten(0, (len(like), *like.shape[2:])).permute(0, 3, 1, 2)
+
+
 def straight_through(chosen: Tensor, latent: Tensor) -> Tensor:
     """Exactly `chosen` going forward (z - z is 0, unlike z + (e - z)), the identity on `latent` going backward."""
     return chosen.detach() + (latent - latent.detach())
+
+
+def rotated(chosen: Tensor, latent: Tensor) -> Tensor:
+    """Exactly `chosen` going forward; backward, the rotation and scaling that carry each latent onto its code.
+
+    Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", 2024, section 4: a Householder pair.
+
+    Args:
+        chosen: codes' vectors [B, d, h, w].
+        latent: what they stand for [B, d, h, w].
+    """
+    with torch.no_grad():
+        u, q = F.normalize(latent, dim=1), F.normalize(chosen, dim=1)
+        w = F.normalize(u + q, dim=1)
+        scale = chosen.norm(dim=1, keepdim=True) / latent.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    along_w = (latent * w).sum(1, keepdim=True) * w
+    along_u = (latent * u).sum(1, keepdim=True) * q
+    turned = (latent - 2 * along_w + 2 * along_u) * scale  # [B, d, h, w]
+    return straight_through(chosen, turned)
 
 
 def count_codes(codes: Tensor, num_codes: int) -> Tensor:
@@ -115,6 +131,6 @@ def count_codes(codes: Tensor, num_codes: int) -> Tensor:
 
 
 def perplexity_of(counts: Tensor) -> Tensor:
-    """exp(H) of the distribution that `counts` [K] describes."""
+    """exp(H) of the distribution that `counts` [K] describes: K when all are used equally, 1 after collapse."""
     share = counts / counts.sum().clamp(min=1)
     return torch.exp(-torch.xlogy(share, share).sum())

@@ -10,28 +10,22 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import Config
-from pipeline.quantizers.base import Quantizer, as_vectors
+from pipeline.quantizers.base import as_vectors
+from pipeline.quantizers.codebook import CodebookConfig, CodebookQuantizer, CodeTable
 from pipeline.quantizers.kmeans import code_statistics, draw_vectors, fit_codes
 
 EPSILON = 1e-5
 """Laplace smoothing of the counts."""
 
 
-class EmaCodebookConfig(Config):
+class EmaCodebookConfig(CodebookConfig):
     """A codebook that follows the encoder by moving averages; it has no gradient and no optimizer state."""
 
     kind: Literal["ema"] = "ema"
     """Chooses this quantizer."""
-    num_codes: int = Field(default=16384, gt=1)
-    """Size K of the codebook."""
-    commitment_weight: float = Field(default=0.25, ge=0)
-    """Weight of the encoder's pull towards its codes."""
-    cosine: bool = False
-    """Compare and decode unit vectors."""
     decay: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the averages of counts and sums at each step."""
     start_step: int = Field(default=0, ge=0)
@@ -43,21 +37,21 @@ class EmaCodebookConfig(Config):
     """A code is out of use when its averaged count is below this share of the mean count; 0 revives none."""
 
 
-class AveragedCodes(nn.Module):
+class AveragedCodes(CodeTable):
     """The codebook with the averaged counts and sums that it is the quotient of; all are buffers."""
 
     weight: Tensor
     counts: Tensor
     sums: Tensor
 
-    def __init__(self, num_codes: int, width: int, seed: int) -> None:
-        super().__init__()
-        codes = torch.randn(num_codes, width, generator=torch.Generator().manual_seed(seed))
+    def __init__(self, config: EmaCodebookConfig, width: int, seed: int) -> None:
+        super().__init__(config.cosine)
+        codes = torch.randn(config.num_codes, width, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("weight", codes)
-        self.register_buffer("counts", torch.ones(num_codes))
+        self.register_buffer("counts", torch.ones(config.num_codes))
         self.register_buffer("sums", codes.clone())
 
-    def forward(self) -> Tensor:
+    def table(self) -> Tensor:
         return self.weight  # [K, d]
 
     def adopt(self, codes: Tensor, counts: Tensor) -> None:
@@ -83,15 +77,14 @@ class AveragedCodes(nn.Module):
         self.weight.copy_(torch.where(dead[:, None], drawn, self.weight))
 
 
-class EmaQuantizer(Quantizer):
-    """Straight-through vector quantizer whose codes are averages of the vectors assigned to them."""
+class EmaQuantizer(CodebookQuantizer):
+    """Vector quantizer whose codes are averages of the vectors assigned to them."""
 
     embedding: AveragedCodes
     active: Tensor
 
     def __init__(self, config: EmaCodebookConfig, width: int, seed: int) -> None:
-        codes = AveragedCodes(config.num_codes, width, seed)
-        super().__init__(codes, config.num_codes, config.commitment_weight, config.cosine)
+        super().__init__(config, AveragedCodes(config, width, seed))
         self.config = config
         self.seed = seed
         self.register_buffer("active", torch.tensor(False))
@@ -102,7 +95,11 @@ class EmaQuantizer(Quantizer):
 
     def losses(self, chosen: Tensor, latent: Tensor) -> dict[str, Tensor]:
         """`commitment_loss` keeps the encoder near its codes; the codes need no loss."""
-        return {"commitment_loss": self.commitment_weight * F.mse_loss(latent, chosen)}
+        return {"commitment_loss": self.config.commitment_weight * F.mse_loss(latent, chosen)}
+
+    def places_codes_at(self, step: int) -> bool:
+        """At `start_step`, by k-means."""
+        return step == self.config.start_step
 
     @torch.no_grad()
     def update(self, latent: Tensor, codes: Tensor, step: int) -> None:

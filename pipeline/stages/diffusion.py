@@ -134,6 +134,10 @@ class DiffusionStage:
             )
             return preview_sheet(generator, self.config.preview_prompts, self._latest)
 
+    def where_not_finite(self, batch: Batch) -> str | None:
+        """Nothing: the loss is one, and so is the network."""
+        return None
+
     def parts(self) -> Mapping[str, Stateful]:
         """The engine and the averages; a frozen text tower and the autoencoder are inputs, not state."""
         return {"unet": self.engine, "unet_ema": self.ema, **self.tracks}

@@ -1,5 +1,6 @@
 """Terms of the reconstruction loss, and what the perceptual one refuses."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,18 @@ def test_edges_ignore_brightness_and_count_differences_of_neighbours() -> None:
     assert edge_error(images + 0.5, images) < 1e-12
 
 
-def test_a_perceptual_loss_without_weights_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UserError, match="perceptual_file is not set.*or set perceptual_weight to 0"):
-        parse_config({}, ReconstructionConfig, source="x.yaml")
+def test_a_perceptual_loss_takes_torch_s_cache_or_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vgg_file: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = parse_config({}, ReconstructionConfig, source="x.yaml")
+    with pytest.raises(UserError, match="vgg16-397923af.pth: no such file.*or set the weight to 0"):
+        ReconstructionLoss(config)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    shutil.copyfile(vgg_file, cache / "vgg16-397923af.pth")
+    terms = ReconstructionLoss(config)(*pictures())
+    assert terms["perceptual_loss"] > 0
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

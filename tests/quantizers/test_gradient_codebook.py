@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.quantizers import build_quantizer
-from pipeline.quantizers.base import Quantizer, straight_through
+from pipeline.quantizers.base import Quantizer, perplexity_of, straight_through
 from pipeline.quantizers.gradient import GradientCodebookConfig
 
 
@@ -68,7 +68,7 @@ def test_cosine_compares_and_decodes_unit_vectors() -> None:
 def test_perplexity_counts_codes_that_are_used_equally() -> None:
     vq = quantizer()
     maps = vq.embedding.weight.detach()[:4].t().reshape(1, 3, 2, 2)
-    assert vq(maps).perplexity.item() == pytest.approx(4.0)
+    assert perplexity_of(vq(maps).usage).item() == pytest.approx(4.0)
 
 
 def test_first_codes_come_from_the_seed() -> None:

@@ -9,18 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.checkpoint.store import CheckpointStore
+from pipeline.config import UserError
 from pipeline.data.batch import Batch
 from pipeline.data.transforms import to_model, to_uint8
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process, start
 from pipeline.evaluate.reconstruction import psnr
+from pipeline.losses.adversarial import gradient_penalty
 from pipeline.losses.reconstruction import ReconstructionConfig
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
-from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
+from pipeline.models.discriminator import Discriminator, DiscriminatorConfig, ResidualDiscriminatorConfig
 from pipeline.optim import OptimConfig, build_optimizer
 from pipeline.quantizers.ema import EmaCodebookConfig
 from pipeline.quantizers.gradient import GradientCodebookConfig
+from pipeline.quantizers.kl import KlConfig
 from pipeline.stages.autoencoder import AdversarialConfig, AutoencoderStage, AutoencoderStageConfig
+from pipeline.stages.autoencoder.collapse import PATIENCE_STEPS, CollapseAlarm
 from tests.ranks import run_ranks
 
 ENGINES = {
@@ -81,7 +85,7 @@ def train(stage: AutoencoderStage, steps: range, process: Process) -> list[dict[
 
 def masters(stage: AutoencoderStage) -> dict[str, np.ndarray]:
     """Every piece of the weights of both engines that this rank holds, by engine, name and offset."""
-    engines = [stage.generator, *([stage.adversary] if stage.adversary else [])]
+    engines = [stage.generator, *([stage.game.engine] if stage.game else [])]
     return {f"{e.name}.{p.name}.{p.offset}": p.master.numpy().copy() for e in engines for p in e.pieces}
 
 
@@ -173,24 +177,24 @@ def test_discriminator_is_neither_called_nor_changed_before_its_step(monkeypatch
 
 def test_a_broken_discriminator_cannot_reach_the_autoencoder_before_its_step() -> None:
     stage = make_stage(stage_config(start_step=5))
-    assert stage.adversary
+    assert stage.game
     with torch.no_grad():
-        next(stage.adversary.module.parameters()).fill_(torch.nan)
+        next(stage.game.engine.module.parameters()).fill_(torch.nan)
     (row,) = train(stage, range(1), start())
     assert np.isfinite(list(row.values())).all()
 
 
 def test_each_turn_leaves_the_other_model_alone() -> None:
     stage = make_stage(stage_config(start_step=0))
-    assert stage.adversary
+    assert stage.game
     x = to_model(global_images(0))
     before = masters(stage)
     restored, _ = stage.generator_turn(x, 0, 1e-3)
     after = masters(stage)
     assert all(np.array_equal(after[n], before[n]) == n.startswith("discriminator") for n in before if "bias" not in n)
-    assert all(p.grad is None or not p.grad.any() for p in stage.adversary.module.parameters())
-    assert all(p.requires_grad for p in stage.adversary.module.parameters())
-    stage.discriminator_turn(x, restored, 1e-3)
+    assert all(p.grad is None or not p.grad.any() for p in stage.game.engine.module.parameters())
+    assert all(p.requires_grad for p in stage.game.engine.module.parameters())
+    stage.game.turn(x, restored, 0, 1e-3)
     assert all(np.array_equal(masters(stage)[n], after[n]) for n in after if n.startswith("autoencoder"))
     assert all(p.grad is None or not p.grad.any() for p in stage.model.parameters())
 
@@ -249,3 +253,139 @@ def test_loss_falls_on_a_batch_seen_again_and_again() -> None:
     batch = batch_of(global_images(0) // 64 * 64)
     losses = [float(stage.train_step(batch, step, 0, 1000)["l1_loss"]) for step in range(25)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_spoilt_weight_is_named_with_its_layer() -> None:
+    stage = make_stage(stage_config(start_step=0))
+    batch = batch_of(global_images(0))
+    assert stage.where_not_finite(batch) is None
+    with torch.no_grad():
+        stage.model.decoder.up[1].block[0].conv2.bias[0] = torch.inf
+    assert stage.where_not_finite(batch) == "autoencoder.decoder.up.1.block.0.conv2"
+    assert stage.game
+    spoilt = make_stage(stage_config(start_step=0))
+    assert spoilt.game
+    with torch.no_grad():
+        spoilt.game.engine.module.main[2].weight[0] = torch.nan
+    assert spoilt.where_not_finite(batch) == "discriminator.main.2"
+    (row,) = train(spoilt, range(1), start())
+    assert np.isnan(row["generator_loss"])  # the term that the trainer stops at
+
+
+def test_a_collapse_is_said_while_training_and_is_a_metric(caplog: pytest.LogCaptureFixture) -> None:
+    alarm = CollapseAlarm()
+    used, fallen = torch.full((100,), 4.0), torch.eye(100)[0] * 400
+    assert alarm.look(used, 0)["codebook_balance"] == pytest.approx(1.0)
+    rows = [alarm.look(fallen, step) for step in range(PATIENCE_STEPS - 1)]
+    assert not caplog.text and rows[-1]["codebook_balance"] == pytest.approx(0.01)
+    alarm.look(fallen, PATIENCE_STEPS)
+    assert "the codebook is collapsing: perplexity 1.0 of 100 codes" in caplog.text
+
+
+def with_game(**options: object) -> AutoencoderStageConfig:
+    config = stage_config(start_step=0)
+    assert config.adversarial
+    return config.model_copy(update={"adversarial": config.adversarial.model_copy(update=options)})
+
+
+GAMES = {
+    "non-saturating": with_game(loss="non_saturating"),
+    "lecam": with_game(lecam_weight=0.5),
+    "r1": with_game(r1_weight=1.0, r1_every_steps=2),
+    "residual": with_game(discriminator=ResidualDiscriminatorConfig(channels=4, num_blocks=1)),
+}
+
+
+def played(name: str, engine: str) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
+    process = start()
+    stage = make_stage(GAMES[name], engine)
+    rows = train(stage, range(3), process)
+    return masters(stage), rows
+
+
+def all_played(engine: str) -> dict[str, tuple[dict[str, np.ndarray], list[dict[str, float]]]]:
+    return {name: played(name, engine) for name in GAMES}
+
+
+def test_every_game_is_the_same_on_two_ranks() -> None:
+    alone = all_played("zero2")
+    for results in run_ranks(all_played, 2, "zero2"):
+        for name, (pieces, rows) in results.items():
+            whole = {key.rpartition(".")[0]: tensor for key, tensor in alone[name][0].items()}
+            assert largest_error(pieces, whole) < 1e-5, name
+            assert rows[-1]["adaptive_weight"] == pytest.approx(alone[name][1][-1]["adaptive_weight"], rel=1e-4), name
+    assert all(row["lecam_loss"] > 0 for row in alone["lecam"][1])
+    assert [row["r1_loss"] > 0 for row in alone["r1"][1]] == [True, False, True]
+
+
+def test_r1_is_the_slope_at_pictures_and_trains_the_discriminator() -> None:
+    critic = torch.nn.Conv2d(3, 1, 16)  # one logit; its slope is its weight
+    penalty = gradient_penalty(critic, torch.rand(2, 3, 16, 16))
+    assert penalty.item() == pytest.approx(0.5 * critic.weight.square().sum().item(), rel=1e-5)
+    penalty.backward()
+    assert torch.allclose(critic.weight.grad, critic.weight, atol=1e-6)
+
+
+def test_r1_is_refused_where_weights_are_partitioned() -> None:
+    with pytest.raises(UserError, match="use stage 2, or 0"):
+        make_stage(GAMES["r1"], "zero3")
+
+
+def test_lecam_averages_survive_a_restart(tmp_path: Path) -> None:
+    whole = make_stage(GAMES["lecam"])
+    expected = train(whole, range(4), start())
+    first, second = make_stage(GAMES["lecam"]), make_stage(GAMES["lecam"])
+    train(first, range(2), start())
+    CheckpointStore(tmp_path, start()).save({}, first.parts())
+    CheckpointStore(tmp_path, start()).restore(second.parts())
+    assert train(second, range(2, 4), start()) == expected[2:]
+
+
+KL = stage_config(start_step=1, quantizer=KlConfig(kl_weight=0.1))
+
+
+def kl_trained(engine: str) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
+    process = start()
+    stage = make_stage(KL, engine)
+    rows = []
+    for step in range(3):
+        part = slice(process.rank, None, process.world_size)
+        ids = list(range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH))[part]
+        batch = Batch(ids, [0] * len(ids), [""] * len(ids), [""] * len(ids), images=global_images(step)[part])
+        rows.append({k: float(v) for k, v in stage.train_step(batch, step, 0, 1000).items()})
+    return masters(stage), rows
+
+
+def test_a_kl_autoencoder_draws_by_sample_so_ranks_do_not_matter() -> None:
+    alone, rows = kl_trained("zero2")
+    whole = {name.rpartition(".")[0]: tensor for name, tensor in alone.items()}
+    assert rows[0]["kl_loss"] > 0 and "batch_perplexity" not in rows[0]
+    for pieces, _ in run_ranks(kl_trained, 2, "zero2"):
+        assert largest_error(pieces, whole) < 1e-5
+
+
+def test_gradient_checkpointing_changes_no_bit() -> None:
+    plain, lean = (
+        make_stage(stage_config()),
+        make_stage(stage_config().model_copy(update={"gradient_checkpointing": True})),
+    )
+    assert train(plain, range(2), start()) == train(lean, range(2), start())
+    assert all(np.array_equal(a, masters(lean)[name]) for name, a in masters(plain).items())
+
+
+def five_steps(engine: str) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
+    stage = make_stage(stage_config(start_step=0), engine)
+    rows = train(stage, range(5), start())
+    return masters(stage), rows
+
+
+def on_every_engine() -> dict[str, dict[str, np.ndarray]]:
+    return {engine: five_steps(engine)[0] for engine in ENGINES}
+
+
+@pytest.mark.slow
+def test_five_steps_of_two_ranks_equal_plain_torch_on_every_engine() -> None:
+    expected, _ = plain_vqgan(stage_config(start_step=0), 5)
+    for engines in run_ranks(on_every_engine, 2):
+        for engine, pieces in engines.items():
+            assert largest_error(pieces, expected) < 1e-6, engine

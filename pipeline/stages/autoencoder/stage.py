@@ -1,4 +1,4 @@
-"""First stage: trains the VQ autoencoder, alone or against a discriminator, under any engine and ZeRO stage.
+"""First stage: trains the autoencoder, alone or against a discriminator, under any engine and ZeRO stage.
 
 The generator is trained by the leaf method: the gradients of all picture losses are taken at a detached
 reconstruction, the adaptive weight is computed from them, and exactly one engine backward carries their sum through
@@ -9,61 +9,32 @@ Implements the trainer's `Stage`; built by `pipeline.experiment`.
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.config import Config
 from pipeline.data.batch import Batch
 from pipeline.data.transforms import to_model, to_uint8
-from pipeline.distributed.ema import Ema, EmaConfig
+from pipeline.distributed.ema import Ema
 from pipeline.distributed.engine import EngineConfig, build_engine
 from pipeline.distributed.fragments import Stateful
-from pipeline.distributed.process import Process, all_reduce_mean
+from pipeline.distributed.process import Process, all_reduce_mean, all_reduce_sum
 from pipeline.evaluate.reconstruction import CodebookMeter, LatentMeter, PictureMeter
-from pipeline.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from pipeline.losses.reconstruction import ReconstructionConfig, ReconstructionLoss
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig, Reconstruction
-from pipeline.models.discriminator import Discriminator, DiscriminatorConfig
+from pipeline.losses.adversarial import adaptive_weight
+from pipeline.losses.reconstruction import ReconstructionLoss
+from pipeline.models.autoencoder import Autoencoder, Reconstruction
+from pipeline.models.finite import first_not_finite
 from pipeline.optim import OptimConfig, learning_rate_at
+from pipeline.randomness import Draws, Purpose
+from pipeline.stages.autoencoder.collapse import COLLAPSED_SHARE, REMEDY, CollapseAlarm
+from pipeline.stages.autoencoder.config import AutoencoderStageConfig
+from pipeline.stages.autoencoder.game import Game, Metrics
 
 NUM_SHOWN = 8
 """Pictures of a preview."""
-COLLAPSED_SHARE = 0.1
-"""Share of the codes in use below which validation warns."""
 
 log = logging.getLogger(__name__)
-
-
-class AdversarialConfig(Config):
-    """The game against a discriminator."""
-
-    weight: float = Field(default=0.75, gt=0)
-    """Weight of the generator's part, on top of the adaptive weight."""
-    start_step: int = Field(default=0, ge=0)
-    """Generator step at which the game begins; before it the discriminator is neither run nor trained."""
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    """Its shape."""
-    optim: OptimConfig = OptimConfig(betas=(0.5, 0.9))
-    """Its optimizer; the schedule counts the samples of the run, as the generator's does."""
-
-
-class AutoencoderStageConfig(Config):
-    """The first stage."""
-
-    kind: Literal["autoencoder"] = "autoencoder"
-    """Chooses this stage."""
-    model: AutoencoderConfig = AutoencoderConfig()
-    """The autoencoder."""
-    reconstruction: ReconstructionConfig
-    """What draws a reconstruction to its picture."""
-    adversarial: AdversarialConfig | None = None
-    """The game; null trains without one."""
-    ema: EmaConfig = EmaConfig()
-    """Average of the weights: it is validated, shown and exported."""
 
 
 class AutoencoderStage:
@@ -73,89 +44,81 @@ class AutoencoderStage:
         self, config: AutoencoderStageConfig, engine: EngineConfig, optim: OptimConfig, process: Process, seed: int
     ) -> None:
         self.config, self.optim, self.device = config, optim, process.device
+        self.draws = Draws(seed)
         self.model = Autoencoder(config.model, seed)
+        self.model.checkpointing(config.gradient_checkpointing)
         self.last_conv = self.model.decoder.conv_out
         self.reconstruction = ReconstructionLoss(config.reconstruction).to(process.device)
         self.generator = build_engine(engine, "autoencoder", self.model, optim, process)
         self.ema = Ema(self.generator, config.ema)
-        self.adversary = None
-        if config.adversarial:
-            discriminator = Discriminator(config.adversarial.discriminator, seed)
-            self.adversary = build_engine(engine, "discriminator", discriminator, config.adversarial.optim, process)
+        self.game = Game(config.adversarial, engine, process, seed) if config.adversarial else None
+        self.alarm = CollapseAlarm()
         self.shown: Tensor | None = None
 
     def parts(self) -> dict[str, Stateful]:
         """The engines by name, and `ema`."""
         parts: dict[str, Stateful] = {"autoencoder": self.generator, "ema": self.ema}
-        return parts | ({"discriminator": self.adversary} if self.adversary else {})
+        return parts | ({"discriminator": self.game.engine} if self.game else {})
 
-    def train_step(self, batch: Batch, step: int, samples_seen: int, total_samples: int) -> dict[str, Tensor | float]:
+    def train_step(self, batch: Batch, step: int, samples_seen: int, total_samples: int) -> Metrics:
         """The generator's turn and, once the game has begun, the discriminator's on the same pictures."""
         images = self._images(batch)
         self.shown = images[:NUM_SHOWN]
         self.model.train()
-        restored, metrics = self.generator_turn(images, step, learning_rate_at(self.optim, samples_seen, total_samples))
+        rate = learning_rate_at(self.optim, samples_seen, total_samples)
+        restored, metrics = self.generator_turn(images, step, rate, self._noise(batch))
         if self._in_game(step):
-            assert self.config.adversarial is not None
-            rate = learning_rate_at(self.config.adversarial.optim, samples_seen, total_samples)
-            metrics |= self.discriminator_turn(images, restored, rate)
+            assert self.game is not None
+            rate = learning_rate_at(self.game.config.optim, samples_seen, total_samples)
+            metrics |= self.game.turn(images, restored, step, rate)
         return metrics
 
-    def generator_turn(self, images: Tensor, step: int, rate: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def generator_turn(
+        self, images: Tensor, step: int, rate: float, noise: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
         """One step of the autoencoder, its average and its codebook; the reconstructions, detached, and the metrics."""
         with self.generator.autocast():
-            result: Reconstruction = self.generator(images)
+            result: Reconstruction = self.generator(images, noise)
         direction, metrics = self._picture_gradient(images, result, step)
         # The gradient of this product at the picture is `direction`, that of all picture losses together.
         surrogate = (result.images * direction).sum()
-        self.generator.backward(surrogate + torch.stack(list(result.quantized.losses.values())).sum())
+        own_losses = [surrogate, *result.quantized.losses.values()]
+        self.generator.backward(torch.stack(own_losses).sum())
         metrics["gradient_norm"] = self.generator.step(rate)
         self.ema.update()
         self.model.quantize.update(result.latent.detach(), result.quantized.codes, step)
         metrics |= {name: loss.detach() for name, loss in result.quantized.losses.items()}
-        metrics |= {"batch_perplexity": result.quantized.perplexity, "learning_rate": rate}
+        if self.model.quantize.num_codes:
+            metrics |= self.alarm.look(all_reduce_sum(result.quantized.usage), step)
+        metrics["learning_rate"] = rate
         return result.images.detach(), metrics
 
-    def discriminator_turn(self, images: Tensor, restored: Tensor, rate: float) -> dict[str, Tensor | float]:
-        """One step of the discriminator on pictures and reconstructions, in one batch through one forward."""
-        assert self.adversary is not None
-        with self.adversary.autocast():
-            real, fake = self.adversary(torch.cat([images, restored])).chunk(2)  # [B, 1, h, w] each
-        loss = discriminator_loss(real, fake)
-        self.adversary.backward(loss)
-        norm = self.adversary.step(rate)
-        return {
-            "discriminator_loss": loss.detach(),
-            "discriminator_gradient_norm": norm,
-            "logit_of_pictures": real.detach().float().mean(),
-            "logit_of_reconstructions": fake.detach().float().mean(),
-        }
-
-    def _picture_gradient(
-        self, images: Tensor, result: Reconstruction, step: int
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _picture_gradient(self, images: Tensor, result: Reconstruction, step: int) -> tuple[Tensor, Metrics]:
         """Gradient of all picture losses at the reconstruction [B, 3, H, W], and the losses by name."""
         leaf = result.images.detach().requires_grad_()
         with self.generator.autocast():
             terms = self.reconstruction(leaf, images)
         (direction,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaf)
-        metrics: dict[str, Tensor | float] = {name: term.detach() for name, term in terms.items()}
+        metrics: Metrics = {name: term.detach() for name, term in terms.items()}
         if self._in_game(step):
-            assert self.config.adversarial is not None
-            loss, by_game = self._game_gradient(leaf)
+            assert self.game is not None
+            loss, by_game = self.game.gradient_at(leaf)
             weight = adaptive_weight(result.last_hidden, self.last_conv, direction, by_game, all_reduce_mean)
-            scale = self.config.adversarial.weight * weight
+            scale = self.game.config.weight * weight
             direction = direction + scale * by_game
             metrics |= {"generator_loss": scale * loss, "adaptive_weight": weight}
         return direction, metrics
 
-    def _game_gradient(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's loss in the game and its gradient at the reconstruction; the discriminator stays as it is."""
-        assert self.adversary is not None
-        with _frozen(self.adversary.module), self.adversary.autocast():
-            loss = generator_loss(self.adversary(leaf))
-            (by_game,) = torch.autograd.grad(loss, leaf)
-        return loss.detach(), by_game
+    def where_not_finite(self, batch: Batch) -> str | None:
+        """The first layer whose output on `batch` is not finite, by name. Collective."""
+        images = self._images(batch)
+        engines = [self.generator, *([self.game.engine] if self.game else [])]
+        for engine in engines:
+            with torch.no_grad(), engine.autocast():
+                layer = first_not_finite(engine.module, images)
+            if layer is not None:
+                return f"{engine.name}.{layer}".removesuffix(".")
+        return None
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Quality, codebook use over one pass with the averaged weights; sets the latents' mean and std. Collective."""
@@ -173,11 +136,9 @@ class AutoencoderStage:
         self.model.latent_mean.copy_(mean)
         self.model.latent_std.copy_(std)
         values = pictures.compute() | codebook.compute()
-        if values["codebook_usage"] < COLLAPSED_SHARE:
-            log.warning(
-                "the codebook has collapsed: %.1f %% of the codes in use; take fewer codes, cosine: true or kind: ema",
-                100 * values["codebook_usage"],
-            )
+        if values.get("codebook_usage", 1.0) < COLLAPSED_SHARE:
+            share = 100 * values["codebook_usage"]
+            log.warning("the codebook has collapsed: %.1f %% of the codes in use; %s", share, REMEDY)
         return {f"validation_{name}": value for name, value in values.items()}
 
     def preview(self) -> np.ndarray:
@@ -206,15 +167,14 @@ class AutoencoderStage:
         images = to_model(batch.images.to(self.device, non_blocking=True))
         return images.contiguous(memory_format=torch.channels_last)
 
+    def _noise(self, batch: Batch) -> Tensor | None:
+        """The posterior's draws of a KL bottleneck [B, d, h, w], by sample and epoch; None for codes."""
+        if self.config.model.quantizer.kind != "kl":
+            return None
+        assert batch.images is not None
+        factor = self.config.model.downsample_factor
+        shape = (self.config.model.embedding_dim, *(side // factor for side in batch.images.shape[2:]))
+        return self.draws.normal(Purpose.POSTERIOR, batch.epochs, batch.sample_ids, shape).to(self.device)
+
     def _in_game(self, step: int) -> bool:
-        return self.config.adversarial is not None and step >= self.config.adversarial.start_step
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Inside the block no parameter of `module` takes a gradient."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+        return self.game is not None and step >= self.game.config.start_step

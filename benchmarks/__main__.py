@@ -20,7 +20,9 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         shards = data.make_shards(Path(folder))
-        for result in chain(data.races(shards), codebook.races(), gan_step.races(), sharding.races(Path(folder) / "sharding")):
+        for result in chain(
+            data.races(shards), codebook.races(), gan_step.races(), sharding.races(Path(folder) / "sharding")
+        ):
             print(f"\n{result}", flush=True)
 
 

@@ -10,7 +10,7 @@ from pipeline.data.shards import Manifest, ShardRecord
 
 FIRST = """
 run: {folder}/first
-data: {{train: {folder}/shards, image_size: 32}}
+data: {{train: {folder}/shards, validation: {folder}/shards, image_size: 32}}
 stage:
   kind: autoencoder
   model: {{channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, mid_attention: false, norm_groups: 4,

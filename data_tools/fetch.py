@@ -7,10 +7,12 @@ pictures at any time.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from data_tools.sources.pair import Fetch, Found, Pair, Span
 from data_tools.web import WebConfig, download, is_web
 from pipeline import storage
+from pipeline.retry import patiently
 
 Outcome = Callable[[], Found]
 """Gives what a pair holds, or raises what went wrong."""
@@ -22,15 +24,23 @@ def fetch_stored(url: str, span: Span | None) -> bytes:
     Raises:
         OSError: not readable, or shorter than the span.
     """
+    if not storage.is_local(url):
+        return patiently(lambda: _fetch_remote(url, span))
     if span is None:
-        return storage.local_path(url).read_bytes() if storage.is_local(url) else storage.read_bytes(url)
-    if storage.is_local(url):
-        with storage.local_path(url).open("rb") as file:
-            file.seek(span[0])
-            data = file.read(span[1] - span[0])
-    else:
-        fs, path = storage.filesystem(url)
-        data = bytes(fs.cat_file(path, start=span[0], end=span[1]))
+        return storage.local_path(url).read_bytes()
+    with storage.local_path(url).open("rb") as file:
+        file.seek(span[0])
+        return _whole(file.read(span[1] - span[0]), span)
+
+
+def _fetch_remote(url: str, span: Span | None) -> bytes:
+    if span is None:
+        return storage.read_bytes(url)
+    fs, path = storage.filesystem(url)
+    return _whole(bytes(fs.cat_file(path, start=span[0], end=span[1])), span)
+
+
+def _whole(data: bytes, span: Span) -> bytes:
     if len(data) != span[1] - span[0]:
         raise OSError("file shorter than when it was listed")
     return data
@@ -44,7 +54,7 @@ def read_ahead(pairs: Sequence[Pair], config: WebConfig) -> Iterator[tuple[Pair,
 
     if all(storage.is_local(pair.picture) for pair in pairs):  # threads would cost more than they hide
         for pair in pairs:
-            yield pair, lambda pair=pair: pair.read(fetch)  # type: ignore[misc]
+            yield pair, partial(pair.read, fetch)
         return
     yield from _in_threads(pairs, fetch, config.num_threads)
 

@@ -41,8 +41,8 @@ class CocoSource(Source):
             captions: dict[Any, list[str]] = defaultdict(list)
             for row in sorted(tree["annotations"], key=lambda row: row["id"]):
                 captions[row["image_id"]].append(str(row["caption"]).strip())
-            for image in images:
-                image["file_name"]  # noqa: B018 - a missing one is found here and not in the middle of the run
+            if not all("file_name" in image for image in images):
+                raise KeyError("file_name")
         except (ValueError, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise UserError(f"{self.url}: not a COCO captions file: {reason}") from None

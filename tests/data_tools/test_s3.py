@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_a_server_killed_in_mid_write_leaves_no_half_shard(
     command = ["shard", str(pictures), "--out", f"{bucket}/out", "--samples-per-shard", "6", "--num-workers", "1"]
     process = subprocess.Popen([sys.executable, "-m", "data_tools", *command], env={**os.environ, "PYTHONPATH": "."})
     while process.poll() is None and "00000.tar" not in storage.list_names(f"{bucket}/out"):
-        pass
+        time.sleep(0.02)
     s3.stop(signal.SIGKILL)
     s3.launch()
     process.wait(120)

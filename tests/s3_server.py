@@ -4,6 +4,7 @@
 """
 
 import base64
+import ctypes
 import email.utils
 import getpass
 import hashlib
@@ -121,7 +122,12 @@ class S3Server:
             log = (self.folder / f"{name}.log").open("ab")
             command = [sys.executable, "-c", RUN, str(self.folder / f"{name}-server.conf"), f"{name}-server"]
             self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_end_with_the_test,
             )
             log.close()
         deadline, last = time.monotonic() + 60, None
@@ -179,6 +185,11 @@ def start(folder: Path) -> S3Server:
         server.stop(signal.SIGKILL)
         raise
     return server
+
+
+def _end_with_the_test() -> None:
+    """Linux ends a server whose test was killed before it could stop it (PR_SET_PDEATHSIG is 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -25,7 +25,7 @@ from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import DIGEST_TAG, KIND_TAG
 
 NUM_VERSIONS, NUM_POINTS, NUM_METRICS = 1000, 10_000, 5
-STATE_SECONDS, NUM_ROUNDS = 6.0, 8
+STATE_SECONDS, NUM_ROUNDS = 6.0, 5
 SETTLE_SECONDS = 1.0
 """After each change of state, left out of both sides."""
 STATES = ("up", "killed", "up", "hung")
@@ -76,7 +76,7 @@ def outages(folder: Path) -> str:
     server, run = Server(folder), folder / "run"
     uri = f"http://127.0.0.1:{server.port}"
     words = [f"run={run}", f"data.train={folder}/train", "data.validation=null", "trainer.total_samples=100000000"]
-    words += ["trainer.log_every_steps=1", "trainer.validate_every_samples=null", f"tracking.uri={uri}"]
+    words += ["trainer.log_every_steps=1", "trainer.validate_every_samples=100000000", f"tracking.uri={uri}"]
     command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/autoencoder/debug.yaml"), *words]
     trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not (run / "journal" / "shipped.json").is_file():

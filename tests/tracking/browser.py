@@ -65,6 +65,11 @@ class Browser:
     def evaluate(self, expression: str) -> Any:
         return self._ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def press(self, key: str, code: int) -> None:
+        """A key of the keyboard, for what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
     def text(self) -> str:
         """What a reader sees."""
         return str(self.evaluate("document.body ? document.body.innerText : ''"))

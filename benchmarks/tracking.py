@@ -8,6 +8,7 @@ promotions and a run of 10,000 points of each of five metrics, and times the com
 
 import json
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -122,13 +123,21 @@ def scale(folder: Path, uri: str) -> str:
     registry = Registry(uri)
     _fill(registry)
     lines = []
-    for words in (["list"], ["show", "big/500"], ["show", "big@champion"], ["ship", str(run)], ["ship", str(run)]):
+    for words in (
+        ["reap"],
+        ["list"],
+        ["show", "big/500"],
+        ["show", "big@champion"],
+        ["ship", str(run)],
+        ["ship", str(run)],
+    ):
         command = [sys.executable, "-m", "pipeline", "registry", *words, "--uri", uri]
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        lines.append(
-            f"  {' '.join([words[0], *words[1:2]]).replace(str(run), 'RUN'):<20}{time.perf_counter() - start:6.1f} s"
-        )
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        worked = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        name = " ".join(words).replace(str(run), "RUN")
+        lines.append(f"  {name:<20}{seconds:6.1f} s, of them {worked:.1f} s of processor time")
     title = f"{NUM_VERSIONS} versions and promotions, {NUM_METRICS} metrics of {NUM_POINTS} points"
     return "\n".join([title, *lines])
 

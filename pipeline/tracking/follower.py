@@ -22,6 +22,10 @@ from pipeline.tracking.system import SystemLog
 
 LOG_NAME = "follower.log"
 POLL_SECONDS = 1.0
+SHIP_SECONDS = 10.0
+"""Least pause between two shipments while training goes on: each reads the journal anew, on the trainer's machine."""
+NICENESS = 10
+"""The trainer's processor time comes first."""
 RETRY_SECONDS = 60.0
 """Pause between two tries to reach a server that did not answer."""
 
@@ -80,7 +84,7 @@ def follow(run_dir: Path, parent: int) -> None:
         system.tick()
         if (waiting and now_seconds >= due_seconds) or over:
             waiting = not ship(run_dir, dead=gone and not news.ended)
-            due_seconds = time.monotonic() + (RETRY_SECONDS if waiting else 0.0)
+            due_seconds = time.monotonic() + (RETRY_SECONDS if waiting else SHIP_SECONDS)
         elif not waiting and now_seconds >= beat_seconds:
             heartbeat(run_dir)
             beat_seconds = time.monotonic() + RENEW_SECONDS
@@ -123,6 +127,7 @@ def main(argv: list[str]) -> None:
     # It ends when the trainer does; a signal to the whole job must not end it before the last events are sent.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    os.nice(NICENESS)
     try:
         follow(args.run, args.parent)
     except UserError as error:

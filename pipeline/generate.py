@@ -87,9 +87,7 @@ class Generator:
                 f"{autoencoder}: autoencoder {first_stage.digest[:12]};"
                 f" {folder} was trained with {inner.digest[:12]}, use that one"
             )
-        config = parse_config(_model_fields(package), LatentDiffusionConfig, source=str(folder))
-        model, text = build_latent_diffusion(config, seed=0)
-        model.load_state_dict(package.tensors())
+        config, model, text = load_latent_diffusion(package)
         half = precision == "bf16"
         return cls(
             model.to(device).eval().requires_grad_(False),
@@ -278,6 +276,14 @@ class Generator:
             whole = torch.ones_like(images[:, :1], dtype=torch.bool)  # [B, 1, H, W]
             mask = whole if canvas is None or canvas.mask is None else canvas.mask
             return inpaint_condition(self.autoencoder, images, mask).float()
+
+
+def load_latent_diffusion(package: Package) -> tuple[LatentDiffusionConfig, LatentDiffusion, TextTower]:
+    """Config, text-to-latent model and text tower of an exported folder."""
+    config = parse_config(_model_fields(package), LatentDiffusionConfig, source=str(package.folder))
+    model, text = build_latent_diffusion(config, seed=0)
+    model.load_state_dict(package.tensors())
+    return config, model, text
 
 
 def load_autoencoder(package: Package) -> Autoencoder:

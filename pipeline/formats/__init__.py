@@ -6,16 +6,18 @@ Called by `tessera export --format`.
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.checkpoint.package import AUTOENCODER_KIND, Package
+from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, Package
 from pipeline.config import UserError
-from pipeline.formats.autoencoder import write_compvis, write_diffusers
+from pipeline.formats import autoencoder, unet
 
 Writer = Callable[[Package, Path], None]
 """Writes a package's weights and config into an empty folder."""
 
 WRITERS: dict[tuple[str, str], Writer] = {
-    ("diffusers", AUTOENCODER_KIND): write_diffusers,
-    ("compvis", AUTOENCODER_KIND): write_compvis,
+    ("diffusers", AUTOENCODER_KIND): autoencoder.write_diffusers,
+    ("compvis", AUTOENCODER_KIND): autoencoder.write_compvis,
+    ("diffusers", UNET_KIND): unet.write_diffusers,
+    ("compvis", UNET_KIND): unet.write_compvis,
 }
 """(format, kind of package) -> its writer."""
 

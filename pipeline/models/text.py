@@ -59,8 +59,8 @@ class TextTower(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.frozen = frozen
-        self._tokenizer = tokenizer
-        self._layer = layer
+        self.tokenizer = tokenizer
+        self.layer = layer
         if frozen:
             self.requires_grad_(False).eval()
 
@@ -76,14 +76,14 @@ class TextTower(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token numbers, int64 [B, T] on the CPU: start, the caption, end, zeros."""
-        return self._tokenizer(list(captions), context_length=self.context_length)
+        return self.tokenizer(list(captions), context_length=self.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token numbers [B, T] -> normalised states [B, T, D]; no gradient through a frozen tower."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             output: dict[str, list[Tensor]] = self.transformer.forward_intermediates(
                 tokens,
-                indices=[self._layer],
+                indices=[self.layer],
                 stop_early=True,
                 normalize_intermediates=True,
                 intermediates_only=True,
@@ -102,7 +102,7 @@ class TextTower(nn.Module):
 
     def digest(self) -> str:
         """sha256 of the weights: stored text states are valid for a tower of this digest only."""
-        total = hashlib.sha256(f"layer {self._layer}".encode())
+        total = hashlib.sha256(f"layer {self.layer}".encode())
         for name, tensor in sorted(self.transformer.state_dict().items()):
             total.update(name.encode())
             total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

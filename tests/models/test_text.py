@@ -58,7 +58,7 @@ def test_a_trainable_tower_learns(tower: TextTower) -> None:
 
 
 def test_a_frozen_tower_neither_learns_nor_leaves_evaluation(tower: TextTower) -> None:
-    frozen = TextTower(tower.transformer, tower._tokenizer, layer=0, frozen=True)
+    frozen = TextTower(tower.transformer, tower.tokenizer, layer=0, frozen=True)
     try:
         assert not frozen.train().training
         assert not frozen.encode([CAPTION]).requires_grad

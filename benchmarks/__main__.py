@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import codebook, data, gan_step, sharding
+from benchmarks import codebook, data, diffusion, gan_step, sharding
 
 PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch", "diffusers", "ray")
 
@@ -21,7 +21,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = data.make_shards(Path(folder))
         for result in chain(
-            data.races(shards), codebook.races(), gan_step.races(), sharding.races(Path(folder) / "sharding")
+            data.races(shards),
+            codebook.races(),
+            gan_step.races(),
+            diffusion.races(),
+            sharding.races(Path(folder) / "sharding"),
         ):
             print(f"\n{result}", flush=True)
 

@@ -22,12 +22,13 @@ from pipeline.checkpoint.package import Package
 from pipeline.config import Config, UserError, config_differences
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DataConfig
-from pipeline.data.latents import LATENT, LatentStamp, array_bytes
+from pipeline.data.latents import LATENT, TEXT_STATES, LatentStamp, array_bytes
 from pipeline.data.loader import OrderedReader
 from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardRecord, stats_name, write_shard
 from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
 from pipeline.generate import load_autoencoder
+from pipeline.models.text import TextTower
 
 
 class PrecomputeConfig(Config):
@@ -44,10 +45,14 @@ class PrecomputeConfig(Config):
 
 
 class LatentEncoder:
-    """Pictures to stored latents, by one exported autoencoder on one device."""
+    """Pictures to stored latents, by one exported autoencoder on one device; captions too, by a frozen text tower."""
 
-    def __init__(self, package: Package, config: PrecomputeConfig, device: torch.device) -> None:
+    def __init__(
+        self, package: Package, config: PrecomputeConfig, device: torch.device, text: TextTower | None = None
+    ) -> None:
+        assert text is None or text.frozen, "states of a tower that learns would be stale"
         package = package.autoencoder or package
+        self._text = None if text is None else text.to(device)
         self._autoencoder = load_autoencoder(package).to(device)
         self._device = device
         self._dtype = config.dtype
@@ -61,7 +66,8 @@ class LatentEncoder:
         """What the manifest of the latents says about their origin."""
         side = self.image_size // self._autoencoder.downsample_factor
         shape = (self._autoencoder.config.embedding_dim, side, side)
-        return LatentStamp(self.digest, self._dtype, shape, self.image_size, "center", source_digest)
+        text_digest = self._text.digest() if self._text else None
+        return LatentStamp(self.digest, self._dtype, shape, self.image_size, "center", source_digest, text_digest)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -70,6 +76,16 @@ class LatentEncoder:
         pixels = to_model(images.to(self._device)).contiguous(memory_format=torch.channels_last)  # [B, 3, H, W]
         latents = self._autoencoder.encode_raw(pixels)  # [B, C, h, w]
         return np.ascontiguousarray(latents.float().cpu().numpy(), dtype=self._dtype)
+
+    @torch.inference_mode()
+    def members(self, batch: Batch) -> Iterator[dict[str, bytes]]:
+        """The arrays of every sample, by extension; captions as they are: their dropout belongs to training."""
+        assert batch.images is not None
+        states = None
+        if self._text is not None:
+            states = self._text.encode(batch.captions).float().cpu().numpy().astype(self._dtype)  # [B, T, D]
+        for row, latent in enumerate(self(batch.images)):
+            yield {LATENT: array_bytes(latent)} | ({} if states is None else {TEXT_STATES: array_bytes(states[row])})
 
 
 def precompute(
@@ -154,12 +170,11 @@ def _write(
 
 
 def _samples(encoder: LatentEncoder, batches: Iterator[Batch]) -> Iterator[TarSample]:
-    """Latent, caption and metadata of every picture, in order."""
+    """Latent, text states, caption and metadata of every picture, in order."""
     for batch in batches:
-        assert batch.images is not None
-        rows = zip(batch.keys, batch.captions, batch.metadata, encoder(batch.images), strict=True)
-        for key, caption, metadata, latent in rows:
-            yield TarSample(key, {LATENT: array_bytes(latent), "txt": caption.encode(), "json": metadata})
+        rows = zip(batch.keys, batch.captions, batch.metadata, encoder.members(batch), strict=True)
+        for key, caption, metadata, arrays in rows:
+            yield TarSample(key, {**arrays, "txt": caption.encode(), "json": metadata})
 
 
 def _finish(out: str, source: Manifest, plan: Mapping[str, Any]) -> str | None:

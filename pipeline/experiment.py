@@ -19,7 +19,7 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import Config, UserError, config_differences, config_digest, load_config
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DataConfig
-from pipeline.data.latents import read_stamp
+from pipeline.data.latents import check_text, read_stamp
 from pipeline.data.loader import Loader, sequential
 from pipeline.data.shards import load_manifest
 from pipeline.data.stream import StreamLoader, stream_digest
@@ -179,7 +179,12 @@ def _build_stage(config: ExperimentConfig, process: Process, first: Package | No
     autoencoder = load_autoencoder(first)
     if not autoencoder.has_statistics:
         raise UserError(f"{first.folder}: saved before its first validation; its latents' mean and std are unknown")
-    return DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, autoencoder)
+    stage = DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, autoencoder)
+    for url in filter(None, (config.data.train, config.data.validation)):
+        manifest = load_manifest(url)
+        if stage.text.frozen and manifest.kind == "latents":  # a tower that learns never reads stored states
+            check_text(read_stamp(manifest, url), stage.text.digest(), url)
+    return stage
 
 
 def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: ExitStack) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.checkpoint.package import load_package
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import UserError
+from pipeline.distributed.ema_profile import exponent_of
 from pipeline.distributed.fragments import Fragment, Reader
 from pipeline.distributed.process import Process, finish, start
 from pipeline.export import export_run, resolve
@@ -146,3 +147,27 @@ def test_a_run_without_checkpoint(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir()
     with pytest.raises(UserError, match="train first"):
         resolve(run)
+
+
+class Track(Part):
+    """A power-function average after a number of updates."""
+
+    def __init__(self, value: float, num_updates: int, width: float) -> None:
+        super().__init__(("ema", "w", torch.full((2, 2), value)))
+        self.num_updates, self.width = num_updates, width
+
+    def scalars(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "exponent": exponent_of(self.width)}
+
+
+def test_another_width_of_the_average_is_an_export_of_its_own(tmp_path: Path, process: Process) -> None:
+    run = autoencoder_run(tmp_path / "first", process)
+    for step in (100, 200):
+        tracks = {f"ema_{width}": Track(5.0, step, width) for width in (0.05, 0.1)}
+        CheckpointStore(run / "checkpoints", process, keep=3).save({"samples_seen": step}, parts(1.0) | tracks)
+    stored, rebuilt = load_package(export_run(run)), load_package(export_run(run, ema_width=0.07))
+    assert rebuilt.folder.name == "gen-000003-ema-0.07" and rebuilt.digest != stored.digest
+    torch.testing.assert_close(rebuilt.tensors()["w"], torch.full((2, 2), 5.0))  # of weights that do not move
+    assert "relative width 0.07" in (rebuilt.folder / "MODEL_CARD.md").read_text()
+    with pytest.raises(UserError, match="ema-width 0.4"):
+        export_run(run, ema_width=0.4)

@@ -7,7 +7,8 @@ Slurm array with RANK and WORLD_SIZE set, every process takes its share of the s
 Example:
   tessera-data precompute --model runs/vq --data shards --out latents
   torchrun --nproc-per-node 8 -m data_tools precompute --model models:/vq-autoencoder@champion \\
-      --data s3://bucket/shards --out s3://bucket/latents --dtype float16 --batch-size 256
+      --data s3://bucket/shards --out s3://bucket/latents --dtype float16 --batch-size 256 \\
+      --text ViT-H-14 laion2b_s32b_b79k penultimate
 """
 
 import argparse
@@ -27,6 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, metavar="S", help="side in pixels (default: the autoencoder's resolution)")
     add("--dtype", choices=("float32", "float16"), default="float32", help="type of the stored latents")
     add("--batch-size", type=int, default=64, metavar="N", help="pictures encoded at once (default 64)")
+    add(
+        "--text",
+        nargs=3,
+        metavar=("NAME", "WEIGHTS", "LAYER"),
+        help="store the captions' states of this frozen tower too: as stage.text of the second stage's config",
+    )
     add("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -37,12 +44,17 @@ def run(args: argparse.Namespace) -> int:
     from data_tools.precompute import LatentEncoder, PrecomputeConfig, precompute
     from pipeline.checkpoint.package import load_package
     from pipeline.export import resolve
+    from pipeline.models.text import PretrainedTextConfig, build_text_tower
 
     settings = {"image_size": args.image_size, "dtype": args.dtype, "batch_size": args.batch_size}
     config = parse_config(settings, PrecomputeConfig, source="tessera-data precompute")
     rank, world_size, local_rank = (_environment(name, default) for name, default in _PLACE.items())
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    encoder = LatentEncoder(load_package(resolve(args.model)), config, device)
+    text = None
+    if args.text:
+        fields = dict(zip(("name", "weights", "layer"), args.text, strict=True))
+        text = build_text_tower(parse_config(fields, PretrainedTextConfig, source="--text"))
+    encoder = LatentEncoder(load_package(resolve(args.model)), config, device, text)
     summary = precompute(encoder, args.data, args.out, config, rank, world_size)
     print(json.dumps(summary) if args.json else _sentence(summary))
     return 0

@@ -27,18 +27,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="native",
         help="whose files to write (default: our own)",
     )
+    parser.add_argument(
+        "--ema-width", type=float, metavar="W", help="of a run: rebuild the average of that relative width, e.g. 0.07"
+    )
     parser.add_argument("--json", action="store_true", help="print folder, kind and digest as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Find the model, write its folder whole or not at all, say what it is."""
     from pipeline.checkpoint.package import load_package
-    from pipeline.export import resolve
+    from pipeline.export import export_run, resolve
     from pipeline.formats import write
 
     if args.out.exists():
         raise UserError(f"{args.out}: is there already; choose another --out or remove it")
-    package = load_package(resolve(args.model))
+    source = resolve(args.model) if args.ema_width is None else export_run(args.model, args.ema_width)
+    package = load_package(source)
     partial = args.out.with_name(f".{args.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if args.format == "native":

@@ -75,6 +75,19 @@ def check_autoencoder(stamp: LatentStamp, expected_digest: str, url: str) -> Non
         )
 
 
+def check_text(stamp: LatentStamp, expected_digest: str, url: str) -> None:
+    """Refuse stored text states of another tower; latents without text states suit any.
+
+    Raises:
+        UserError: names both digests.
+    """
+    if stamp.text_digest not in (None, expected_digest):
+        raise UserError(
+            f"{url}: text states of tower {str(stamp.text_digest)[:12]}, stage.text is {expected_digest[:12]};"
+            " run `tessera-data precompute --text` with the run's tower into another folder"
+        )
+
+
 class LatentDecoder:
     """Latents and, where the shards hold them, text states: float32 whatever is stored."""
 

@@ -12,12 +12,16 @@ from data_tools.__main__ import main
 from data_tools.precompute import LatentEncoder, PrecomputeConfig, precompute
 from pipeline.checkpoint.package import load_package, save_package
 from pipeline.config import UserError
-from pipeline.data.loader import DataConfig, Loader, sequential
+from pipeline.data.latents import check_text, read_stamp
+from pipeline.data.loader import DataConfig, Loader, OrderedReader, sequential
 from pipeline.data.shards import load_manifest
 from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
 from pipeline.generate import load_autoencoder
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.text import TextTower, TrainableTextConfig, build_text_tower
+from pipeline.randomness import Draws
+from pipeline.stages.diffusion_inputs import Inputs
 from tests.data.small_shards import samples, write_dataset, write_pictures
 
 CPU = torch.device("cpu")
@@ -179,3 +183,31 @@ def test_wrong_use_is_one_line(tmp_path):
     words = ["precompute", "--model", str(tmp_path / "none"), "--data", "x", "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "data_tools", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+def frozen_tower(seed=0):
+    """A tower as a pretrained one is, but small and with random weights."""
+    torch.manual_seed(seed)
+    tower = build_text_tower(TrainableTextConfig(width=16, num_layers=2, num_heads=2, context_length=12))
+    return TextTower(tower.transformer, tower.tokenizer, layer=0, frozen=True)
+
+
+def test_stored_text_states_are_what_training_would_encode(places, tmp_path):
+    package, data = places
+    config, tower = PrecomputeConfig(batch_size=5), frozen_tower()
+    precompute(LatentEncoder(package, config, CPU, tower), data, str(tmp_path / "both"), config)
+    stamp = read_stamp(load_manifest(str(tmp_path / "both")), "both")
+    assert stamp.text_digest == tower.digest()
+    with OrderedReader(str(tmp_path / "both"), DataConfig(train=""), batch_size=7) as reader:
+        batches = list(reader.batches())
+    assert sum(len(batch.captions) for batch in batches) == sum(COUNTS)
+    autoencoder = load_autoencoder(package)
+    for batch in batches:
+        inputs = Inputs(tower, autoencoder, None, Draws(0))
+        dropped = [i % 3 == 0 for i in range(len(batch.captions))]
+        stored = inputs.captions(batch, dropped)
+        batch.text_states = None  # so that they are encoded now
+        torch.testing.assert_close(stored, inputs.captions(batch, dropped))
+    check_text(stamp, tower.digest(), "both")
+    with pytest.raises(UserError, match="text states of tower"):
+        check_text(stamp, frozen_tower(seed=1).digest(), "both")

@@ -48,6 +48,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("tessera evaluate --model nowhere --data empty", "nowhere: no such folder"),
         ("tessera sample --model models:/painter@champion star --out a.png", "painter: no such registered model"),
         ("tessera sample --model nowhere star --out a.png --strength 0.5", "give --init-image"),
+        ("tessera sample --model nowhere star --out a.png --outpaint 8", "give --init-image"),
+        ("tessera sample --model nowhere star --out a.png --num 0", "at least 1"),
         ("tessera registry promote vq-autoencoder", "vq-autoencoder: no such registered model"),
         ("tessera registry register empty", "empty: neither a run folder"),
         ("tessera export empty --out somewhere", "empty: neither a run folder"),

@@ -6,7 +6,7 @@ enlarges one (`low_res`, with a model that learnt it). Made from an exported fol
 evaluate), and from the live models by the diffusion stage for its previews.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -141,7 +141,8 @@ class Generator:
         if small is not None and self.condition is not None and self.condition.kind == "upscale":
             shape = self._latent_shape(*(side * self.condition.factor for side in small.shape[2:]))
         pictures = []
-        for rows in _batches(len(prompts), batch_size):
+        for begin in range(0, len(prompts), batch_size):
+            rows = slice(begin, begin + batch_size)
             part = None if canvas is None else canvas.part(rows)
             seen = self._condition(part, None if small is None else small[rows], len(prompts[rows]), shape)
             latents = self._sample_latents(prompts[rows], seeds[rows], sampling, negative, part, strength, shape, seen)
@@ -296,7 +297,3 @@ def load_autoencoder(package: Package) -> Autoencoder:
 def _model_fields(package: Package) -> dict[str, object]:
     """The part of a stage's config that describes the model; what only training needs is left out."""
     return {name: package.config[name] for name in LatentDiffusionConfig.model_fields if name in package.config}
-
-
-def _batches(count: int, batch_size: int) -> Iterator[slice]:
-    return (slice(begin, begin + batch_size) for begin in range(0, count, batch_size))

@@ -51,8 +51,10 @@ def test_diffusers_draws_the_same_pictures(tmp_path: Path, config: LatentDiffusi
     assert export(tmp_path, "diffusers") == 0
     declare_missing_operators()
     from diffusers import DiffusionPipeline
+    from transformers import CLIPTextModel
 
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "theirs", trust_remote_code=True)
+    assert isinstance(pipe.text_encoder, CLIPTextModel)
     generator = Generator.load(tmp_path / "own")
     tokens = pipe.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
     assert torch.equal(tokens.input_ids, generator.text.tokenize(PROMPTS))

@@ -5,6 +5,7 @@ one page, since none of diffusers' own pipelines knows normalised VQ latents or 
 alone.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def write_diffusers(package: Package, folder: Path) -> None:
         sampling=config.sampling,
     )
     write_bytes(folder / "pipeline.py", page.encode())
-    write_json(folder / "model_index.json", _INDEX)
+    first_stage = json.loads((folder / "vqvae" / "config.json").read_text())["_class_name"]  # VQModel or AutoencoderKL
+    write_json(folder / "model_index.json", _INDEX | {"vqvae": ["diffusers", first_stage]})
 
 
 def write_compvis(package: Package, folder: Path) -> None:
@@ -114,7 +116,6 @@ def _scheduler(config: LatentDiffusionConfig) -> dict[str, Any]:
 _INDEX = {
     "_class_name": ["pipeline", "TesseraPipeline"],
     "unet": ["diffusers", "UNet2DConditionModel"],
-    "vqvae": ["diffusers", "VQModel"],
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -76,7 +76,12 @@ def outages(folder: Path) -> str:
     drawn_shards(folder, 64)
     server, run = Server(folder), folder / "run"
     uri = f"http://127.0.0.1:{server.port}"
-    words = [f"run={run}", f"data.train={folder}/train", "data.validation=null", "trainer.total_samples=100000000"]
+    words = [
+        f"run={run}",
+        f"data.train={folder}/train",
+        f"data.validation={folder}/train",
+        "trainer.total_samples=100000000",
+    ]
     words += ["trainer.log_every_steps=1", "trainer.validate_every_samples=100000000", f"tracking.uri={uri}"]
     command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/autoencoder/debug.yaml"), *words]
     trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -79,6 +79,10 @@ class Quantizer(nn.Module, ABC):
         """Whether `update` at generator step `step` moves all codes, so that earlier assignments mean nothing."""
         return False
 
+    def in_use(self, step: int) -> bool:
+        """Whether the codes of a forward at generator step `step` are what the decoder gets."""
+        return True
+
     def update(self, latent: Tensor, codes: Tensor, step: int) -> None:
         """Let the codebook learn from one training batch, after its optimizer step; collective over ranks.
 

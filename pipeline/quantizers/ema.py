@@ -97,6 +97,10 @@ class EmaQuantizer(CodebookQuantizer):
         """`commitment_loss` keeps the encoder near its codes; the codes need no loss."""
         return {"commitment_loss": self.config.commitment_weight * F.mse_loss(latent, chosen)}
 
+    def in_use(self, step: int) -> bool:
+        """Once k-means has placed them."""
+        return step > self.config.start_step
+
     def places_codes_at(self, step: int) -> bool:
         """At `start_step`, by k-means."""
         return step == self.config.start_step

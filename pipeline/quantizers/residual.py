@@ -71,6 +71,10 @@ class ResidualQuantizer(Quantizer):
         parts = [stage.lookup(plane) for stage, plane in zip(self.codebooks, planes, strict=True)]
         return torch.stack(parts).sum(0)
 
+    def in_use(self, step: int) -> bool:
+        """When those of every stage are."""
+        return all(stage.in_use(step) for stage in self.codebooks)
+
     @torch.no_grad()
     def update(self, latent: Tensor, codes: Tensor, step: int) -> None:
         """Each stage learns from what the codes of this batch left over before it."""

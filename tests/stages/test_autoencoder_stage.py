@@ -278,8 +278,14 @@ def test_a_collapse_is_said_while_training_and_is_a_metric(caplog: pytest.LogCap
     assert alarm.look(used, 0)["codebook_balance"] == pytest.approx(1.0)
     rows = [alarm.look(fallen, step) for step in range(PATIENCE_STEPS - 1)]
     assert not caplog.text and rows[-1]["codebook_balance"] == pytest.approx(0.01)
-    alarm.look(fallen, PATIENCE_STEPS)
+    alarm.look(fallen, PATIENCE_STEPS - 1)
     assert "the codebook is collapsing: perplexity 1.0 of 100 codes" in caplog.text
+
+
+def test_codes_that_are_not_in_use_yet_raise_no_alarm() -> None:
+    waiting = EmaCodebookConfig(num_codes=16, start_step=2)
+    rows = train(make_stage(stage_config(None, waiting)), range(4), start())
+    assert ["codebook_balance" in row for row in rows] == [False, False, False, True]
 
 
 def with_game(**options: object) -> AutoencoderStageConfig:

@@ -88,7 +88,7 @@ class AutoencoderStage:
         self.ema.update()
         self.model.quantize.update(result.latent.detach(), result.quantized.codes, step)
         metrics |= {name: loss.detach() for name, loss in result.quantized.losses.items()}
-        if self.model.quantize.num_codes:
+        if self.model.quantize.num_codes and self.model.quantize.in_use(step):
             metrics |= self.alarm.look(all_reduce_sum(result.quantized.usage), step)
         metrics["learning_rate"] = rate
         return result.images.detach(), metrics

@@ -97,9 +97,10 @@ def test_names_of_tars(tmp_path: Path) -> None:
 def test_a_run_trains_on_a_stream(tmp_path: Path) -> None:
     plain = tmp_path / "plain"  # the tars alone: what anybody's are
     plain.mkdir()
+    drawn_shards(tmp_path, 8, "held-out")
     for path in drawn_shards(tmp_path, 40).glob("*.tar"):
         path.rename(plain / path.name)
-    words = ["data.train=plain", "data.order=stream", "data.validation=null", "trainer.total_samples=96"]
+    words = ["data.train=plain", "data.order=stream", "data.validation=held-out", "trainer.total_samples=96"]
     run(tmp_path, "pipeline", "train", str(ROOT / "configs/autoencoder/debug.yaml"), "run=r", *words)
     values = [value["l1_loss"] for value in losses(tmp_path / "r").values()]
     assert values and np.isfinite(values).all()

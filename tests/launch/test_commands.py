@@ -11,7 +11,7 @@ from launch import __main__ as program
 
 MINIMAL = """
 run: {run}
-data: {{train: {run}/shards, image_size: 32}}
+data: {{train: {run}/shards, validation: {run}/held-out, image_size: 32}}
 stage: {{kind: autoencoder, reconstruction: {{perceptual_weight: 0}}}}
 optim: {{learning_rate: 1.0e-3}}
 trainer: {{total_samples: 64, batch_size: 8, checkpoint_every_samples: 64}}

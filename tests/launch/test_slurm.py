@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(name: str) -> list[str]:
     config = str(ROOT / "configs/autoencoder/debug.yaml")
-    data = ["data.train=train", "data.validation=null", f"trainer.total_samples={16 * NUM_STEPS}"]
+    data = ["data.train=train", "data.validation=train", f"trainer.total_samples={16 * NUM_STEPS}"]
     often = ["trainer.log_every_steps=1", "trainer.checkpoint_every_samples=160", "trainer.preview_every_samples=0"]
     return [config, f"run={name}", *data, *often]
 

@@ -4,12 +4,7 @@
 counted in samples, so a run may be resumed with another number of ranks. Called by `pipeline.commands.train`.
 """
 
-import math
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,10 +19,9 @@ from pipeline.data.batch import Batch
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, mean_of_floats
 from pipeline.distributed.stop import StopRequest, stop_on_signals
+from pipeline.health import Health
+from pipeline.pace import Pace, TrainState
 from pipeline.storage import writing
-
-MAX_SKIPPED_STEPS = 10
-"""Steps in a row that the engines may skip for gradients that are not finite, before the run is given up."""
 
 
 class TrainerConfig(Config):
@@ -49,16 +43,6 @@ class TrainerConfig(Config):
     """Generations that stay on disk."""
     keep_every_samples: int = Field(default=0, ge=0)
     """Beyond those, one generation of each so many samples stays for good, as a snapshot; 0 keeps none."""
-
-
-@dataclass
-class TrainState:
-    """How far the run has come."""
-
-    samples_seen: int = 0
-    """Samples trained on, over all ranks and attempts."""
-    step: int = 0
-    """Optimizer steps made."""
 
 
 class Stage(Protocol):
@@ -131,10 +115,6 @@ class Journal(Protocol):
     def resumed(self, samples_seen: int) -> None: ...
 
 
-class DivergedError(Exception):
-    """A loss is no longer finite: going on would only spoil the weights."""
-
-
 def due(before: int, after: int, every: int) -> bool:
     """True when a multiple of `every` lies in (before, after]; never for `every` = 0."""
     return every > 0 and after // every > before // every
@@ -171,7 +151,7 @@ def fit(
         # 3. the data, at exactly the next sample;
         batches = loader.batches(state.samples_seen)
         # 4. the clock, last: it measures training only.
-        pace, health, stopping = Pace(config, state), Health(), False
+        pace, health, stopping = Pace(config.total_samples, state), Health(), False
         while state.samples_seen < config.total_samples and not stopping:
             batch = pace.waiting_for(batches)
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
@@ -228,72 +208,3 @@ def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: 
     with writing(path) as file:
         Image.fromarray(picture).save(file, format="png")
     journal.picture("preview", path, state.samples_seen)
-
-
-class Health:
-    """Ends a run that has diverged, at once for a loss, after some steps for gradients."""
-
-    def __init__(self) -> None:
-        self.skipped: Counter[str] = Counter()
-
-    def check(
-        self, step: int, metrics: Mapping[str, float], find_layer: Callable[[], str | None] = lambda: None
-    ) -> None:
-        """Look at the metrics of a step; the same on all ranks, so all raise or none.
-
-        Args:
-            find_layer: asked, by all ranks, which layer it was.
-
-        Raises:
-            DivergedError: a `_loss` is not finite, or a `_norm` has not been for `MAX_SKIPPED_STEPS` steps.
-        """
-        for name, value in metrics.items():
-            self.skipped[name] = 0 if math.isfinite(value) else self.skipped[name] + 1
-            if name.endswith("_loss") and self.skipped[name]:
-                layer = find_layer()
-                where = f", first in {layer}" if layer else ""
-                raise DivergedError(f"step {step}: {name} is {value}{where}; lower the learning rate or set clip_norm")
-            if name.endswith("_norm") and self.skipped[name] >= MAX_SKIPPED_STEPS:
-                raise DivergedError(f"step {step}: {name} is {value} for {MAX_SKIPPED_STEPS} steps, none was applied")
-
-
-class Pace:
-    """The speed of the steps since the last line; the time of validation, pictures and saving does not count."""
-
-    def __init__(self, config: TrainerConfig, state: TrainState) -> None:
-        self.config, self.lap_began_at = config, state
-        self.step_began = self.seconds = self.seconds_waited = self.samples_per_second = 0.0
-
-    def waiting_for(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch. A step begins; the time until the batch comes is a data stall."""
-        self.step_began = time.monotonic()
-        batch = next(batches)
-        self.seconds_waited += time.monotonic() - self.step_began
-        return batch
-
-    def stepped(self) -> None:
-        """The step is over."""
-        self.seconds += time.monotonic() - self.step_began
-
-    def lap(self, state: TrainState) -> dict[str, float]:
-        """The speed since the last lap, as metrics of the journal; begins the next lap."""
-        seconds = max(self.seconds, 1e-9)
-        self.samples_per_second = (state.samples_seen - self.lap_began_at.samples_seen) / seconds
-        speed = {
-            "steps_per_second": (state.step - self.lap_began_at.step) / seconds,
-            "images_per_second": self.samples_per_second,
-            "data_stall_share": self.seconds_waited / seconds,
-        }
-        self.lap_began_at, self.seconds, self.seconds_waited = state, 0.0, 0.0
-        return speed
-
-    def line(self, state: TrainState, metrics: Mapping[str, float]) -> str:
-        """One console line: where, how fast, how good, how long still."""
-        left = max(self.config.total_samples - state.samples_seen, 0) / max(self.samples_per_second, 1e-9)
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith("_loss"))
-        return (
-            f"{state.samples_seen:>9,}/{self.config.total_samples:,} samples  "
-            f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
-            f"data stall {metrics['data_stall_share']:.0%}  "
-            f"{losses}  left {timedelta(seconds=round(left))}"
-        )

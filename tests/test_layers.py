@@ -23,7 +23,7 @@ FLOORS = (
         "pipeline.doctor",
         "pipeline.pyfunc",
     ),
-    ("pipeline.trainer", "pipeline.models"),
+    ("pipeline.trainer", "pipeline.health", "pipeline.pace", "pipeline.models"),
     (
         "pipeline.data",
         "pipeline.checkpoint",

@@ -20,16 +20,9 @@ from pipeline.data.batch import Batch
 from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, start
-from pipeline.trainer import (
-    MAX_SKIPPED_STEPS,
-    DivergedError,
-    Health,
-    Pace,
-    TrainerConfig,
-    TrainState,
-    due,
-    fit,
-)
+from pipeline.health import MAX_SKIPPED_STEPS, DivergedError, Health
+from pipeline.pace import Pace, TrainState
+from pipeline.trainer import TrainerConfig, due, fit
 from tests.distributed.toys import assemble, make_engine
 from tests.ranks import run_ranks
 
@@ -248,7 +241,7 @@ def test_steps_that_never_happen_end_the_run() -> None:
 
 
 def test_console_line() -> None:
-    pace = Pace(CONFIG, TrainState())
+    pace = Pace(CONFIG.total_samples, TrainState())
     pace.waiting_for(iter([Batch([0], [0], [""], [""])]))
     pace.stepped()
     metrics = {"toy_loss": 0.25, "gradient_norm": 3.0} | pace.lap(TrainState(20, 5))

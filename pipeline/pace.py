@@ -1,0 +1,63 @@
+"""How far a run has come and how fast it goes: the state that a generation carries, and the clock of the console line.
+
+Used by `pipeline.trainer`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pipeline.data.batch import Batch
+
+
+@dataclass
+class TrainState:
+    """How far the run has come."""
+
+    samples_seen: int = 0
+    """Samples trained on, over all ranks and attempts."""
+    step: int = 0
+    """Optimizer steps made."""
+
+
+class Pace:
+    """The speed of the steps since the last line; the time of validation, pictures and saving does not count."""
+
+    def __init__(self, total_samples: int, state: TrainState) -> None:
+        self.total_samples, self.lap_began_at = total_samples, state
+        self.step_began = self.seconds = self.seconds_waited = self.samples_per_second = 0.0
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch. A step begins; the time until the batch comes is a data stall."""
+        self.step_began = time.monotonic()
+        batch = next(batches)
+        self.seconds_waited += time.monotonic() - self.step_began
+        return batch
+
+    def stepped(self) -> None:
+        """The step is over."""
+        self.seconds += time.monotonic() - self.step_began
+
+    def lap(self, state: TrainState) -> dict[str, float]:
+        """The speed since the last lap, as metrics of the journal; begins the next lap."""
+        seconds = max(self.seconds, 1e-9)
+        self.samples_per_second = (state.samples_seen - self.lap_began_at.samples_seen) / seconds
+        speed = {
+            "steps_per_second": (state.step - self.lap_began_at.step) / seconds,
+            "images_per_second": self.samples_per_second,
+            "data_stall_share": self.seconds_waited / seconds,
+        }
+        self.lap_began_at, self.seconds, self.seconds_waited = state, 0.0, 0.0
+        return speed
+
+    def line(self, state: TrainState, metrics: Mapping[str, float]) -> str:
+        """One console line: where, how fast, how good, how long still."""
+        left = max(self.total_samples - state.samples_seen, 0) / max(self.samples_per_second, 1e-9)
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith("_loss"))
+        return (
+            f"{state.samples_seen:>9,}/{self.total_samples:,} samples  "
+            f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
+            f"data stall {metrics['data_stall_share']:.0%}  "
+            f"{losses}  left {timedelta(seconds=round(left))}"
+        )

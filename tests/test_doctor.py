@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as tessera
-from pipeline import doctor
 from pipeline.data.dataset import DataConfig
-from pipeline.doctor import Needs, Status
+from pipeline.doctor import disk, examine, machine, network, services
+from pipeline.doctor.examine import Needs
+from pipeline.doctor.finding import Finding, Status
 
 
 @pytest.mark.parametrize(
@@ -17,52 +18,52 @@ from pipeline.doctor import Needs, Status
     [((3, 10), "failure"), ((3, 11), "ok"), ((3, 12, 4), "ok"), ((3, 13), "ok"), ((3, 14), "warning")],
 )
 def test_versions(have: tuple[int, ...], status: str) -> None:
-    assert doctor.check_version("Python", have, ((3, 11), (3, 13))).status == status
+    assert machine.check_version("Python", have, ((3, 11), (3, 13))).status == status
 
 
 def test_this_environment_is_supported() -> None:
-    assert doctor.check_torch().status is Status.OK
-    assert doctor.check_device().status is Status.OK
-    assert doctor.check_loopback().status is Status.OK
+    assert machine.check_torch().status is Status.OK
+    assert machine.check_device().status is Status.OK
+    assert network.check_loopback().status is Status.OK
 
 
 def test_leftovers_in_shared_memory_are_counted(tmp_path: Path) -> None:
-    assert doctor.check_shared_memory(tmp_path).status is Status.OK
+    assert machine.check_shared_memory(tmp_path).status is Status.OK
     (tmp_path / "deepspeed_allreduce_buffer_0_127.0.0.1_29500_0").write_bytes(bytes(1 << 20))
-    finding = doctor.check_shared_memory(tmp_path)
+    finding = machine.check_shared_memory(tmp_path)
     assert (finding.status, "1 leftovers" in finding.found) == (Status.WARNING, True)
-    assert doctor.check_shared_memory(tmp_path / "absent").status is Status.WARNING
+    assert machine.check_shared_memory(tmp_path / "absent").status is Status.WARNING
 
 
 def test_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
-    assert doctor.check_host_name().status is Status.WARNING
+    assert network.check_host_name().status is Status.WARNING
 
 
 def test_clock_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_clock(tmp_path / "not/yet/there").status is Status.OK
-    now = doctor.time.time()
-    monkeypatch.setattr(doctor.time, "time", lambda: now + 60)
-    assert doctor.check_clock(tmp_path).status is Status.WARNING
+    assert disk.check_clock(tmp_path / "not/yet/there").status is Status.OK
+    now = disk.time.time()
+    monkeypatch.setattr(disk.time, "time", lambda: now + 60)
+    assert disk.check_clock(tmp_path).status is Status.WARNING
     assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_holds_two_generations(tmp_path: Path) -> None:
-    free = doctor.shutil.disk_usage(tmp_path).free
-    assert doctor.check_disk(tmp_path, free // 4).status is Status.OK
-    assert doctor.check_disk(tmp_path, free).status is Status.FAILURE
+    free = disk.shutil.disk_usage(tmp_path).free
+    assert disk.check_disk(tmp_path, free // 4).status is Status.OK
+    assert disk.check_disk(tmp_path, free).status is Status.FAILURE
 
 
 def test_tracking_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = tmp_path / "mlflow.db"
-    assert doctor.check_tracking(f"sqlite:///{absent}").status is Status.OK
+    assert services.check_tracking(f"sqlite:///{absent}").status is Status.OK
     assert not absent.exists(), "a preflight makes no database"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert doctor.check_tracking("http://127.0.0.1:9").status is Status.WARNING  # nothing listens on the discard port
+    assert services.check_tracking("http://127.0.0.1:9").status is Status.WARNING  # nothing listens on the discard port
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
-    finding = doctor.check_data(f"{tmp_path}/none", DataConfig(train=f"{tmp_path}/none"))
+    finding = services.check_data(f"{tmp_path}/none", DataConfig(train=f"{tmp_path}/none"))
     assert finding.status is Status.FAILURE
     assert "not found" in finding.found and "tessera-data" in finding.remedy
 
@@ -70,18 +71,18 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 def test_command_prints_remedies_and_fails_only_on_failures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings = [doctor.Finding("a", Status.OK, "fine"), doctor.Finding("b", Status.WARNING, "odd", "do this")]
+    findings = [Finding("a", Status.OK, "fine"), Finding("b", Status.WARNING, "odd", "do this")]
     monkeypatch.setattr("pipeline.commands.doctor.examine", lambda needs: iter(findings))
     monkeypatch.setattr("sys.argv", ["tessera", "doctor"])
     assert tessera.main() == 0
     assert capsys.readouterr().out.splitlines() == ["ok       a: fine", "warning  b: odd", "           -> do this"]
-    findings.append(doctor.Finding("c", Status.FAILURE, "bad", "do that"))
+    findings.append(Finding("c", Status.FAILURE, "bad", "do that"))
     monkeypatch.setattr("sys.argv", ["tessera", "doctor", "--json"])
     assert tessera.main() == 1
     assert [row["status"] for row in json.loads(capsys.readouterr().out)] == ["ok", "warning", "failure"]
 
 
 def test_without_a_config_only_the_machine_is_examined() -> None:
-    checks = {finding.check for finding in doctor.examine(Needs())}
+    checks = {finding.check for finding in examine.examine(Needs())}
     assert {"Python", "torch", "disk", "tracking"} <= checks
     assert not any(check.startswith("data") for check in checks)

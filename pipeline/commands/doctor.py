@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.command_line import EXIT_DONE, EXIT_FAILED
 from pipeline.config import UserError
-from pipeline.doctor import Finding, Needs, Status, examine
+from pipeline.doctor.examine import Needs, examine
+from pipeline.doctor.finding import Finding, Status
 
 if TYPE_CHECKING:
     from pipeline.experiment import ExperimentConfig

@@ -1,0 +1,1 @@
+"""Preflight: what this machine lacks for a run, each finding with its remedy."""

@@ -1,0 +1,45 @@
+"""What a run talks to: the tracking server, its data. Called by `examine`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import UserError
+from pipeline.doctor.finding import Finding, Status, first_line
+
+if TYPE_CHECKING:  # torch comes with it, and a torch that does not import is one of the findings
+    from pipeline.data.dataset import DataConfig
+
+
+def check_tracking(uri: str | None) -> Finding:
+    """Whether the MLflow server answers. A run goes on without it, since its journal is shipped later."""
+    from pipeline.tracking.server import ServerError, answering, connect, tracking_uri
+
+    address = tracking_uri(uri)
+    path = Path(address.removeprefix("sqlite:///"))
+    if address.startswith("sqlite:///") and not path.exists():
+        return Finding("tracking", Status.OK, f"{address}, made by the first run")
+    try:
+        client = connect(uri)
+        with answering(uri):
+            client.search_experiments(max_results=1)
+    except ServerError as error:
+        remedy = "start the server, or set MLFLOW_TRACKING_URI; a run works without, and its journal is shipped later"
+        return Finding("tracking", Status.WARNING, first_line(error), remedy)
+    except UserError as error:
+        return Finding("tracking", Status.FAILURE, first_line(error), "set MLFLOW_TRACKING_URI to an address it knows")
+    return Finding("tracking", Status.OK, f"{address} answers")
+
+
+def check_data(url: str, config: "DataConfig") -> Finding:
+    """The manifest, and the first sample through the whole chain of reading and decoding."""
+    from pipeline.data.loader import sequential
+    from pipeline.data.shards import load_manifest
+
+    name = f"data {url}"
+    try:
+        count = load_manifest(url).num_samples
+        first = next(sequential(url, config, batch_size=1)).keys[0]
+    except (UserError, OSError) as error:
+        found, _, remedy = first_line(error).partition("; ")  # a UserError names its own
+        return Finding(name, Status.FAILURE, found, remedy or f"tessera-data validate {url}")
+    return Finding(name, Status.OK, f"{count} samples; {first} decodes")

@@ -67,13 +67,14 @@ def make_job(args: argparse.Namespace, num_nodes: int = 1, num_processes: int = 
     from pipeline.experiment import load_experiment
 
     experiment = load_experiment(args.config, args.overrides)
-    batch, ranks = experiment.trainer.batch_size, num_nodes * num_processes
-    if batch % ranks:
-        below = batch // ranks * ranks
-        near = " or ".join(str(size) for size in (below, below + ranks) if size)
-        raise UserError(
-            f"trainer.batch_size={batch} does not divide by {num_nodes} x {num_processes} = {ranks} ranks; take {near}"
-        )
+    ranks = num_nodes * num_processes
+    for batch in (*(phase.batch_size for phase in experiment.phases), experiment.trainer.batch_size):
+        if batch % ranks:
+            below = batch // ranks * ranks
+            near = " or ".join(str(size) for size in (below, below + ranks) if size)
+            raise UserError(
+                f"batch_size={batch} does not divide by {num_nodes} x {num_processes} = {ranks} ranks; take {near}"
+            )
     return Job(dump_config(experiment), Path(experiment.run).absolute(), num_nodes, num_processes)
 
 

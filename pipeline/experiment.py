@@ -5,7 +5,7 @@ order and hands them to the one loop. Called by `tessera train`, and by the laun
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,11 @@ from pipeline.checkpoint.generation import DamagedError, Generation, committed
 from pipeline.checkpoint.package import Package, load_package
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import Config, UserError, config_differences, config_digest, load_config
-from pipeline.data.batch import Batch
+from pipeline.data.curriculum import Curriculum, PhaseConfig, open_curriculum
 from pipeline.data.dataset import DataConfig
 from pipeline.data.latents import check_text, read_stamp
-from pipeline.data.loader import Loader, sequential
 from pipeline.data.shards import load_manifest
-from pipeline.data.stream import StreamLoader, stream_digest
+from pipeline.data.stream import stream_digest
 from pipeline.distributed import process as processes
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process, ProcessConfig, on_main
@@ -71,6 +70,8 @@ class ExperimentConfig(Config):
     """The optimizer of the stage's (generator's) weights."""
     trainer: TrainerConfig
     """Length and cadences."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Second stage: what comes before, on smaller pictures; the rest of the config describes the last phase."""
     tracking: TrackingConfig = TrackingConfig()
     """Where figures go."""
 
@@ -83,6 +84,15 @@ class ExperimentConfig(Config):
                 f"{', '.join(names)}: holds a secret, and the config is stored with the run; give it in the environment"
                 ", such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or AWS_SECRET_ACCESS_KEY"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_rise(self) -> "ExperimentConfig":
+        ends = [phase.until_samples for phase in self.phases]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"phases: until_samples are {ends}; each must be larger than the one before")
+        if ends and self.stage.kind != "diffusion":
+            raise ValueError("phases: belong to a diffusion stage")
         return self
 
     @model_validator(mode="after")
@@ -129,9 +139,9 @@ def train(config: ExperimentConfig) -> bool:
     try:
         on_main(process, partial(_claim, config, run, process, alone))
         with _tracked(config, run, process) as journal:
-            stage, loader, validation, checkpoints = build(config, run, process)
+            stage, loader, checkpoints = build(config, run, process)
             with closing(loader):
-                state = fit(stage, loader, validation, checkpoints, journal, process, config.trainer, run.samples)
+                state = fit(stage, loader, checkpoints, journal, process, config.trainer, run.samples)
             finished = state.samples_seen >= config.trainer.total_samples
             journal.ended("finished" if finished else "stopped")
         return finished
@@ -142,33 +152,26 @@ def train(config: ExperimentConfig) -> bool:
 
 def build(
     config: ExperimentConfig, run: RunFolder, process: Process
-) -> tuple[Stage, Loader | StreamLoader, Callable[[], Iterable[Batch]] | None, CheckpointStore]:
+) -> tuple[Stage, Curriculum, CheckpointStore]:
     """The staircase: first stage, data, stage, checkpoints; each stands on the ones before it."""
     first = load_package(run.autoencoder) if config.autoencoder else None
-    loader, validation = _open_data(config, run, process, first)
+    what = (config.phases, config.data, config.trainer.batch_size, config.seed, process.rank, process.world_size)
+    loader = open_curriculum(*what, run.quarantine, first.digest if first else None)
     stage = _build_stage(config, process, first)
     kept = (config.trainer.keep_checkpoints, config.trainer.keep_every_samples)
     checkpoints = CheckpointStore(run.checkpoints, process, *kept)
-    return stage, loader, validation, checkpoints
+    return stage, loader, checkpoints
 
 
-def _open_data(
-    config: ExperimentConfig, run: RunFolder, process: Process, first: Package | None
-) -> tuple[Loader | StreamLoader, Callable[[], Iterable[Batch]] | None]:
-    """The endless training stream, and what opens one validation pass."""
-    expected = first.digest if first else None
-    ranks, size = (process.rank, process.world_size), config.trainer.batch_size
-    what = (config.data.train, config.data, config.seed, *ranks)
-    loader: Loader | StreamLoader
-    if config.data.order == "stream":
-        loader = StreamLoader(*what, batch_size=size, quarantine=run.quarantine)
-    else:
-        loader = Loader(*what, batch_size=size, quarantine=run.quarantine, expect_autoencoder=expected)
-    if config.data.validation is None:
-        return loader, None
-    load_manifest(config.data.validation)  # a wrong path is told now, not at the first validation
-    url = config.data.validation
-    return loader, partial(sequential, url, config.data, *ranks, batch_size=size, expect_autoencoder=expected)
+def phases_of(config: ExperimentConfig) -> list[ExperimentConfig]:
+    """Each phase as a config of its own, with the samples of that phase alone; one without phases is its only one."""
+    alone, begin = [], 0
+    for phase in config.phases:
+        length = {"batch_size": phase.batch_size, "total_samples": phase.until_samples - begin}
+        trainer, begin = config.trainer.model_copy(update=length), phase.until_samples
+        alone.append(config.model_copy(update={"data": phase.data(config.data), "trainer": trainer, "phases": ()}))
+    last = config.trainer.model_copy(update={"total_samples": max(config.trainer.total_samples - begin, 0)})
+    return [*alone, config.model_copy(update={"trainer": last, "phases": ()})]
 
 
 def _build_stage(config: ExperimentConfig, process: Process, first: Package | None) -> Stage:
@@ -179,8 +182,9 @@ def _build_stage(config: ExperimentConfig, process: Process, first: Package | No
     autoencoder = load_autoencoder(first)
     if not autoencoder.has_statistics:
         raise UserError(f"{first.folder}: saved before its first validation; its latents' mean and std are unknown")
-    stage = DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, autoencoder)
-    for url in filter(None, (config.data.train, config.data.validation)):
+    shifts = [(phase.until_samples, phase.shift) for phase in config.phases]
+    stage = DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, autoencoder, shifts)
+    for url in filter(None, (url for one in phases_of(config) for url in (one.data.train, one.data.validation))):
         manifest = load_manifest(url)
         if stage.text.frozen and manifest.kind == "latents":  # a tower that learns never reads stored states
             check_text(read_stamp(manifest, url), stage.text.digest(), url)
@@ -220,6 +224,7 @@ def _lineage(config: ExperimentConfig, process: Process, first: Package | None) 
         validation_url=validation,
         validation_digest=load_manifest(validation).digest if validation else None,
         latents_digest=latents_digest,
+        earlier_data_digests=tuple(_data_digests(one.data)[0] for one in phases_of(config)[:-1]),
         autoencoder_digest=first.digest if first else None,
         autoencoder_ref=config.autoencoder,
         config_digest=config_digest(config),

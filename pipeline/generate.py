@@ -122,8 +122,8 @@ class Generator:
             each prompt. strength: how much of the way back to noise `init_image` goes, in (0, 1]; 1 forgets it. mask:
             bool [H, W] or [B, H, W], True where to repaint `init_image`; other pixels are returned unchanged.
             low_res: uint8 [H, W, 3] or [B, H, W, 3] to enlarge; for a model with the condition `upscale`, which needs
-            it. image_size: side of the pictures in pixels; the default is the autoencoder's resolution. batch_size:
-            pictures in memory at once; the result does not depend on it.
+            it. image_size: side of the pictures in pixels; the default is that of `sampling`. batch_size: pictures in
+            memory at once; the result does not depend on it.
 
         Raises:
             UserError: seeds or pictures that do not match the prompts, a mask without picture, an impossible size, a
@@ -135,7 +135,7 @@ class Generator:
         if mask is not None and init_image is None:
             raise UserError("mask: there is no init_image to repaint a part of")
         small = self._small(low_res, len(prompts))
-        size = image_size or self.autoencoder.config.resolution
+        size = image_size or sampling.image_size or self.autoencoder.config.resolution
         canvas = None if init_image is None else self._canvas(init_image, mask, len(prompts))
         shape = self._latent_shape(size, size) if canvas is None else tuple(canvas.latents.shape[1:])
         if small is not None and self.condition is not None and self.condition.kind == "upscale":

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from pipeline import storage
-from pipeline.config import Config, UserError, config_differences, dump_config
+from pipeline.config import Config, UserError, config_differences, dump_config, parse_config
 
 FREE_TO_CHANGE = (
     *("run", "trainer", "engine", "process", "tracking", "optim", "data.num_fetch_threads", "data.num_decode_threads"),
@@ -119,7 +119,8 @@ def changes_since_start(run: RunFolder, config: Config) -> list[str]:
     Raises:
         UserError: the folder holds a run whose data, model or seed differ: named with both values.
     """
-    changes = config_differences(yaml.safe_load(run.config.read_text()), config.model_dump(mode="json"))
+    stored = parse_config(yaml.safe_load(run.config.read_text()), type(config), source=str(run.config))
+    changes = config_differences(stored.model_dump(mode="json"), config.model_dump(mode="json"))
     free = tuple(f"{name}." for name in FREE_TO_CHANGE)
     fixed = [line for line in changes if not f"{line.partition(':')[0]}.".startswith(free)]
     if fixed:

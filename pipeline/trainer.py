@@ -30,7 +30,7 @@ class TrainerConfig(Config):
     total_samples: int = Field(gt=0)
     """Samples to train on; the run ends with the first step that reaches it."""
     batch_size: int = Field(gt=0)
-    """Samples of one step over all ranks."""
+    """Samples of one step over all ranks; earlier phases of the data may have another number."""
     checkpoint_every_samples: int = Field(gt=0)
     """Distance of two generations; the end of the run and a stop always write one."""
     validate_every_samples: int = Field(default=0, ge=0)
@@ -83,11 +83,19 @@ class Stage(Protocol):
 
 
 class Batches(Protocol):
-    """The training data (`pipeline.data` Loader)."""
+    """The data (`pipeline.data` Curriculum)."""
 
     @property
     def digest(self) -> str:
-        """Digest of the data manifest."""
+        """Digest of the data manifests."""
+        ...
+
+    def batch_size_at(self, samples_seen: int) -> int:
+        """Samples over all ranks of the step that begins there."""
+        ...
+
+    def validation_at(self, samples_seen: int) -> Iterable[Batch] | None:
+        """One pass over the validation data that belong to the step that began there; None where there are none."""
         ...
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
@@ -123,7 +131,6 @@ def due(before: int, after: int, every: int) -> bool:
 def fit(
     stage: Stage,
     loader: Batches,
-    validation: Callable[[], Iterable[Batch]] | None,
     checkpoints: Checkpoints,
     journal: Journal,
     process: Process,
@@ -133,7 +140,6 @@ def fit(
     """Train until `total_samples` or a stop signal; the same call again goes on where the last generation ended.
 
     Args:
-        validation: opens one pass over the validation data; None never validates.
         pictures: folder of the preview pictures.
 
     Returns:
@@ -155,7 +161,8 @@ def fit(
         while state.samples_seen < config.total_samples and not stopping:
             batch = pace.waiting_for(batches)
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
-            before, state = state, TrainState(state.samples_seen + config.batch_size, state.step + 1)
+            size = loader.batch_size_at(state.samples_seen)
+            before, state = state, TrainState(state.samples_seen + size, state.step + 1)
             metrics, stopping = _agree(measured, stop)
             health.check(state.step, metrics, partial(stage.where_not_finite, batch))
             pace.stepped()
@@ -166,8 +173,9 @@ def fit(
                 journal.metrics(metrics, state.step, state.samples_seen)
                 if process.is_main:
                     print(pace.line(state, metrics), flush=True)
-            if validation and (last or due(before.samples_seen, state.samples_seen, config.validate_every_samples)):
-                journal.metrics(stage.validate(validation()), state.step, state.samples_seen)
+            if last or due(before.samples_seen, state.samples_seen, config.validate_every_samples):
+                if (held_out := loader.validation_at(before.samples_seen)) is not None:
+                    journal.metrics(stage.validate(held_out), state.step, state.samples_seen)
             if last or due(before.samples_seen, state.samples_seen, config.preview_every_samples):
                 _save_picture(stage.preview(), pictures, journal, process, state)
             # Last, so that a generation holds what validation wrote into the model, and the journal is ahead of it.

@@ -47,10 +47,10 @@ def _needs(args: argparse.Namespace) -> Needs:
     """What the config asks of the machine; the general checks alone without one."""
     if args.config is None:
         return Needs()
-    from pipeline.experiment import load_experiment  # torch comes with it, and the general checks come first
+    from pipeline.experiment import load_experiment, phases_of  # torch comes with it, and the general checks come first
 
     config = load_experiment(args.config, args.overrides)
-    return Needs(Path(config.run), _state_bytes(config), config.tracking.uri, config.data)
+    return Needs(Path(config.run), _state_bytes(config), config.tracking.uri, [one.data for one in phases_of(config)])
 
 
 def _state_bytes(config: "ExperimentConfig") -> int | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch comes with them: `--help` does without
     from pipeline.experiment import ExperimentConfig
     from pipeline.models.autoencoder import AutoencoderConfig
     from pipeline.plan.measure import Part
-    from pipeline.plan.summary import World
+    from pipeline.plan.summary import Plan, World
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,18 +43,27 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a wrong config, an unknown GPU, or a batch that the GPUs do not divide.
     """
-    from pipeline.experiment import load_experiment
-    from pipeline.plan.summary import describe, make_plan
+    from pipeline.experiment import load_experiment, phases_of
+    from pipeline.plan.summary import describe
 
-    config = load_experiment(args.config, args.overrides)
+    plans = [_plan_of(phase, args) for phase in phases_of(load_experiment(args.config, args.overrides))]
+    if args.json:
+        print(json.dumps(asdict(plans[0]) if len(plans) == 1 else [asdict(plan) for plan in plans], indent=2))
+    else:
+        print("\n\n".join(describe(plan, args.price) for plan in plans))
+    return EXIT_DONE
+
+
+def _plan_of(config: "ExperimentConfig", args: argparse.Namespace) -> "Plan":
+    """The plan of one phase."""
+    from pipeline.plan.summary import make_plan
+
     world = world_of(config, args)
     manifest = manifest_of(config)
     if manifest is None:
         print(f"tessera plan: no manifest at {config.data.train}: planning without its sizes", file=sys.stderr)
     parts = parts_of(config, manifest)
-    plan = make_plan(parts, storage_of(config, parts, manifest), world)
-    print(json.dumps(asdict(plan), indent=2) if args.json else describe(plan, args.price))
-    return EXIT_DONE
+    return make_plan(parts, storage_of(config, parts, manifest), world)
 
 
 def world_of(config: "ExperimentConfig", args: argparse.Namespace) -> "World":

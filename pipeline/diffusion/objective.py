@@ -39,6 +39,10 @@ class ObjectiveConfig(Config):
     nothing where there is only noise, which is where a caption decides what goes where. Neither clip: every timestep
     weighs 1."""
 
+    def shifted(self, shift: float) -> "ObjectiveConfig":
+        """The same on a schedule with that `shift`."""
+        return self.model_copy(update={"schedule": self.schedule.model_copy(update={"shift": shift})})
+
 
 @dataclass(frozen=True)
 class Objective:

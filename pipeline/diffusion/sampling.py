@@ -43,6 +43,8 @@ class SamplingConfig(Config):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Part of the schedule, from clean (0) to noise (1), under guidance; elsewhere sampling is plainly conditional,
     which keeps variety and saves evaluations (arXiv 2404.07724)."""
+    image_size: int | None = Field(default=None, gt=0)
+    """Side of the pictures in pixels; None is the autoencoder's resolution."""
 
     @model_validator(mode="after")
     def _interval_rises(self) -> Self:

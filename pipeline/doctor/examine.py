@@ -1,7 +1,7 @@
 """All checks of the preflight in the order in which a run would meet the trouble. Called by `tessera doctor`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +26,8 @@ class Needs:
     """Size of one generation of checkpoints."""
     tracking_uri: str | None = None
     """As in the config."""
-    data: "DataConfig | None" = None
-    """What the run reads."""
+    data: "Sequence[DataConfig]" = ()
+    """What the run reads, in each of its phases."""
 
 
 def examine(needs: Needs) -> Iterator[Finding]:
@@ -41,6 +41,6 @@ def examine(needs: Needs) -> Iterator[Finding]:
     yield check_clock(needs.run)
     yield check_disk(needs.run, needs.state_bytes)
     yield check_tracking(needs.tracking_uri)
-    if needs.data is not None:
-        for url in filter(None, (needs.data.train, needs.data.validation)):
-            yield check_data(url, needs.data)
+    for data in needs.data:
+        for url in filter(None, (data.train, data.validation)):
+            yield check_data(url, data)

@@ -51,6 +51,7 @@ class DiffusionStage:
 
     Args:
         autoencoder: trained first stage: encodes pictures, holds the scale of the latents, decodes previews.
+        shifts: of the noise schedule in earlier phases, each with the samples seen at which the next phase begins.
 
     Raises:
         UserError: latent channels of UNet and autoencoder differ, or a setting that its own builder refuses.
@@ -64,6 +65,7 @@ class DiffusionStage:
         process: Process,
         seed: int,
         autoencoder: Autoencoder,
+        shifts: Sequence[tuple[int, float]] = (),
     ) -> None:
         if config.unet.latent_channels != autoencoder.config.embedding_dim:
             raise UserError(
@@ -71,7 +73,8 @@ class DiffusionStage:
                 f" {autoencoder.config.embedding_dim} channels"
             )
         self.config, self.optim, self.draws = config, optim, Draws(seed)
-        self.objective = build_objective(config.objective)
+        self.objective = self._last_objective = build_objective(config.objective)
+        self._earlier = [(until, build_objective(config.objective.shifted(shift))) for until, shift in shifts]
         self.autoencoder = autoencoder.to(process.device).eval().requires_grad_(False)
         self.model, text = build_latent_diffusion(config, seed)
         self.text = text.to(process.device)
@@ -87,6 +90,7 @@ class DiffusionStage:
         """One optimizer step on the rank's part of a global batch."""
         self.model.train()
         self._latest = batch
+        self.objective = next((one for until, one in self._earlier if samples_seen < until), self._last_objective)
         clean = self.inputs.latents(batch)  # [B, C, h, w]
         noise = self._noise(batch, clean.shape[1:])  # [B, C, h, w]
         t = self._timesteps(batch)  # [B]

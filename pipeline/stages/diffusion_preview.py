@@ -16,12 +16,16 @@ NUM_ENLARGED = 4
 def preview_sheet(generator: Generator, prompts: Sequence[str], latest: Batch | None) -> np.ndarray:
     """The fixed prompts, prompt i with seed i; or small pictures, what the model makes of them, and the originals.
 
+    Args:
+        latest: the batch of the last step: pictures are drawn at its size.
+
     Returns:
         uint8 [H, W, 3].
     """
     condition = generator.condition
     if condition is None or condition.kind != "upscale":
-        return captioned_grid(generator.sample(prompts, seeds=range(len(prompts))), prompts)
+        size = None if latest is None else _side(latest, generator)
+        return captioned_grid(generator.sample(prompts, seeds=range(len(prompts)), image_size=size), prompts)
     assert latest is not None and latest.images is not None, "a preview comes after a step, on pictures"
     images, captions = latest.images[:NUM_ENLARGED], latest.captions[:NUM_ENLARGED]  # [B, 3, H, W]
     small = shrunk(images, condition.factor)
@@ -30,3 +34,11 @@ def preview_sheet(generator: Generator, prompts: Sequence[str], latest: Batch | 
     sheet = rows.flatten(0, 1).permute(0, 2, 3, 1).numpy()  # [3 B, H, W, 3]
     texts = [text for caption in captions for text in ("bicubic", caption, "original")]
     return captioned_grid(sheet, texts, columns=3)
+
+
+def _side(batch: Batch, generator: Generator) -> int:
+    """Side of a batch's pictures in pixels, stored as latents or not."""
+    if batch.images is not None:
+        return batch.images.shape[-1]
+    assert batch.latents is not None, "a batch has pictures or latents"
+    return batch.latents.shape[-1] * generator.autoencoder.downsample_factor

@@ -34,6 +34,8 @@ class Lineage(Config):
     """Digest of their manifest."""
     latents_digest: str | None = None
     """Digest of the manifest of precomputed latents, when they were trained on."""
+    earlier_data_digests: tuple[str, ...] = ()
+    """As `data_digest`, of the phases before the last."""
     autoencoder_digest: str | None = None
     """Digest of the first stage's package; a diffusion stage always has one."""
     autoencoder_ref: str | None = None

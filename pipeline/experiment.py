@@ -150,9 +150,7 @@ def train(config: ExperimentConfig) -> bool:
         processes.finish()
 
 
-def build(
-    config: ExperimentConfig, run: RunFolder, process: Process
-) -> tuple[Stage, Curriculum, CheckpointStore]:
+def build(config: ExperimentConfig, run: RunFolder, process: Process) -> tuple[Stage, Curriculum, CheckpointStore]:
     """The staircase: first stage, data, stage, checkpoints; each stands on the ones before it."""
     first = load_package(run.autoencoder) if config.autoencoder else None
     what = (config.phases, config.data, config.trainer.batch_size, config.seed, process.rank, process.world_size)

@@ -4,7 +4,7 @@
 counted in samples, so a run may be resumed with another number of ranks. Called by `pipeline.commands.train`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -173,9 +173,9 @@ def fit(
                 journal.metrics(metrics, state.step, state.samples_seen)
                 if process.is_main:
                     print(pace.line(state, metrics), flush=True)
-            if last or due(before.samples_seen, state.samples_seen, config.validate_every_samples):
-                if (held_out := loader.validation_at(before.samples_seen)) is not None:
-                    journal.metrics(stage.validate(held_out), state.step, state.samples_seen)
+            judged = last or due(before.samples_seen, state.samples_seen, config.validate_every_samples)
+            if judged and (held_out := loader.validation_at(before.samples_seen)) is not None:
+                journal.metrics(stage.validate(held_out), state.step, state.samples_seen)
             if last or due(before.samples_seen, state.samples_seen, config.preview_every_samples):
                 _save_picture(stage.preview(), pictures, journal, process, state)
             # Last, so that a generation holds what validation wrote into the model, and the journal is ahead of it.

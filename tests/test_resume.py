@@ -55,3 +55,28 @@ def test_sigterm_saves_at_the_step_and_the_next_start_goes_on(place: Path) -> No
     last = max(losses(place / name))
     run(place, *words, f"trainer.total_samples={16 * (last + 2)}")
     assert sorted(losses(place / name)) == list(range(1, last + 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [3, 4, 5, 9], ids=["first-phase", "its-last-step", "boundary", "second-phase"])
+def test_a_curriculum_goes_on_to_the_same_numbers(place: Path, kill_at: int) -> None:
+    """32 pixels in steps of 16, from 72 samples on 64 pixels in steps of 8: the phases meet at 80 samples, step 5."""
+    quiet, killed = place / "undisturbed-curriculum", place / f"killed-curriculum-{kill_at}"
+    large = place / "large" / "train"
+    if not large.exists():
+        drawn_shards(place / "large", 90, image_size=64)
+    phase = "{until_samples: 72, train: train, validation: held-out, image_size: 32, batch_size: 16}"
+
+    def words(name: str) -> list[str]:
+        own = [f"data.train={large}", "data.validation=null", "data.image_size=64", "trainer.batch_size=8"]
+        own += [f"phases=[{phase}]", "stage.objective.schedule.shift=2", "trainer.checkpoint_every_samples=40"]
+        return [*train("diffusion", name), *own]
+
+    if not quiet.exists():
+        run(place, *words(quiet.name))
+    process = start(place, *words(killed.name))
+    kill_after_step(process, killed, kill_at)
+    run(place, *words(killed.name))
+    expected, found = losses(quiet), losses(killed)
+    assert sorted(expected) == list(range(1, 5 + 14 + 1))  # 5 x 16 + 14 x 8 = 192
+    assert found == expected

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class ToyStage:
         self, batch: Batch, step: int, samples_seen: int, total_samples: int
     ) -> Mapping[str, Tensor | float]:
         self.at_step(step)
-        assert samples_seen == 4 * step and total_samples == 40
+        assert total_samples == 40
         assert batch.images is not None
         x = batch.images + 0.1 * torch.randn(batch.images.shape)
         loss = (self.engine(x).image - x).abs().mean()
@@ -72,20 +73,26 @@ class ToyStage:
 
 
 class ToyLoader:
-    """Sample g is a picture drawn by g alone."""
+    """Sample g is a picture drawn by g alone; behind `until` samples a step has half as many."""
 
-    def __init__(self, process: Process, digest: str = "shapes") -> None:
-        self.process, self.digest, self.opened = process, digest, False
+    def __init__(self, process: Process, digest: str = "shapes", until: int = 10**9) -> None:
+        self.process, self.digest, self.until, self.opened = process, digest, until, False
+
+    def batch_size_at(self, samples_seen: int) -> int:
+        return 4 if samples_seen < self.until else 2
+
+    def validation_at(self, samples_seen: int) -> Iterable[Batch]:
+        return islice(ToyLoader(self.process).batches(1000 if samples_seen < self.until else 2000), 2)
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
         self.opened = True
-        share = 4 // self.process.world_size
         while True:
+            share = self.batch_size_at(samples_seen) // self.process.world_size
             first = samples_seen + share * self.process.rank
             ids = list(range(first, first + share))
             images = [torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(g)) for g in ids]
             yield Batch(ids, [0] * share, [""] * share, [""] * share, torch.stack(images))
-            samples_seen += 4
+            samples_seen += share * self.process.world_size
 
 
 class ToyJournal:
@@ -130,18 +137,15 @@ def run(
     digest: str = "shapes",
     variant: str = "accelerate",
     at_step: Callable[[int], None] | None = None,
+    until: int = 10**9,
 ) -> tuple[TrainState, ToyStage, ToyJournal, ToyLoader]:
     process = process or start()
     folder.mkdir(exist_ok=True)
-    stage, loader = ToyStage(process, variant, at_step), ToyLoader(process, digest)
+    stage, loader = ToyStage(process, variant, at_step), ToyLoader(process, digest, until)
     journal = ToyJournal(folder / f"journal-{process.rank}")
     store = CheckpointStore(folder / "checkpoints", process, config.keep_checkpoints)
 
-    def validation() -> Iterable[Batch]:
-        batches = ToyLoader(process).batches(1000)
-        return [next(batches) for _ in range(2)]
-
-    return fit(stage, loader, validation, store, journal, process, config, folder / "samples"), stage, journal, loader
+    return fit(stage, loader, store, journal, process, config, folder / "samples"), stage, journal, loader
 
 
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
@@ -210,6 +214,31 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, at: int) -> Non
     assert journal.figures() == reference.figures()
 
 
+class Crash(Exception):
+    """The end of an attempt, at once."""
+
+
+def crash(at: int) -> Callable[[int], None]:
+    def at_step(step: int) -> None:
+        if step == at:
+            raise Crash
+
+    return at_step
+
+
+def test_a_run_of_two_phases_crashes_at_any_step_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_every_samples": 4})  # one of them exactly where the phases meet
+    state, whole, reference, _ = run(tmp_path / "whole", config=config, until=18)
+    assert state == TrainState(40, 5 + 10)  # five steps of 4, then ten of 2
+    for at in range(1, 15):
+        with pytest.raises(Crash):
+            run(tmp_path / f"{at}", config=config, at_step=crash(at), until=18)
+        state, resumed, journal, _ = run(tmp_path / f"{at}", config=config, until=18)
+        assert state == TrainState(40, 15)
+        assert equal(resumed.state(), whole.state())
+        assert journal.figures() == reference.figures()
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(UserError, match="trained on the data shapes, data.train is emoji"):
@@ -226,7 +255,7 @@ def test_divergence_names_step_and_term(tmp_path: Path) -> None:
     stage, journal = ToyStage(process, at_step=spoil), ToyJournal(tmp_path / "journal")
     store = CheckpointStore(tmp_path / "checkpoints", process)
     with pytest.raises(DivergedError, match="step 7: toy_loss is nan, first in net.weight"):
-        fit(stage, ToyLoader(process), None, store, journal, process, CONFIG, tmp_path)
+        fit(stage, ToyLoader(process), store, journal, process, CONFIG, tmp_path)
     assert journal.events()[-1] == "('committed', 24, 2)"  # nothing of the spoilt step was written down
 
 
@@ -270,7 +299,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
     spoilt.train_step = lambda *args: {**real(*args), **(nan if args[1] == 3 else {})}  # type: ignore[method-assign]
     journal, store = ToyJournal(folder / f"nan-{process.rank}"), CheckpointStore(folder / "nan", process)
     try:
-        fit(spoilt, ToyLoader(process), None, store, journal, process, CONFIG, folder)
+        fit(spoilt, ToyLoader(process), store, journal, process, CONFIG, folder)
     except DivergedError as error:
         results["diverged"] = f"{error}"
     return results

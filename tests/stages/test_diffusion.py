@@ -1,6 +1,6 @@
 """The diffusion stage: learns, drops captions as asked, keys its draws on samples, validates exactly over ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.data.batch import Batch
-from pipeline.diffusion.objective import ObjectiveConfig
+from pipeline.diffusion.objective import ObjectiveConfig, build_objective
 from pipeline.diffusion.sampling import SamplingConfig
 from pipeline.distributed import process as processes
 from pipeline.distributed.ema import EmaConfig
@@ -59,9 +59,14 @@ def first_stage() -> Autoencoder:
     return autoencoder
 
 
-def stage(config: DiffusionStageConfig = CONFIG, process: Process | None = None, seed: int = 5) -> DiffusionStage:
-    engine = EngineConfig(kind="accelerate")
-    return DiffusionStage(config, engine, OptimConfig(learning_rate=2e-3), process or Process(), seed, first_stage())
+def stage(
+    config: DiffusionStageConfig = CONFIG,
+    process: Process | None = None,
+    seed: int = 5,
+    shifts: Sequence[tuple[int, float]] = (),
+) -> DiffusionStage:
+    engine, optim = EngineConfig(kind="accelerate"), OptimConfig(learning_rate=2e-3)
+    return DiffusionStage(config, engine, optim, process or Process(), seed, first_stage(), shifts)
 
 
 def batch(sample_ids: list[int], epoch: int = 0) -> Batch:
@@ -118,6 +123,22 @@ def test_timesteps_cover_the_schedule(single: None) -> None:
     t = stage()._timesteps(many)
     assert t.min() == 0 and t.max() == 999
     assert abs(t.double().mean() - 499.5) < 6
+
+
+def test_an_earlier_phase_has_its_own_schedule_and_size(single: None) -> None:
+    last = CONFIG.model_copy(update={"objective": CONFIG.objective.shifted(2.0)})
+    one = stage(last, shifts=[(8, 1.0)])
+    plain, shifted = (build_objective(CONFIG.objective.shifted(shift)).schedule.snr for shift in (1.0, 2.0))
+    for seen, snr in ((0, plain), (7, plain), (8, shifted), (4, plain)):
+        one.train_step(batch([0, 1]), 0, seen, 16)
+        assert torch.equal(one.objective.schedule.snr, snr)
+    torch.testing.assert_close(plain / shifted, torch.full_like(plain, 4.0))  # arXiv 2301.11093: the ratio squared
+    small = one.preview().shape
+    large = batch([0, 1])
+    assert large.images is not None
+    large.images = large.images.repeat_interleave(6, dim=2).repeat_interleave(6, dim=3)  # 192 pixels
+    one.train_step(large, 0, 8, 16)
+    assert one.preview().shape[1] > small[1]  # two tiles of 192 instead of two of 128
 
 
 def test_preview_shows_the_averaged_weights(single: None) -> None:

@@ -27,7 +27,7 @@ from pipeline.data.loader import OrderedReader
 from pipeline.data.shards import MANIFEST_NAME, Manifest, ShardRecord, stats_name, write_shard
 from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
-from pipeline.generate import load_autoencoder
+from pipeline.models.packaged import load_autoencoder
 from pipeline.models.text import TextTower
 
 

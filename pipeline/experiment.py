@@ -26,7 +26,7 @@ from pipeline.distributed import process as processes
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process, ProcessConfig, on_main
 from pipeline.export import resolve
-from pipeline.generate import load_autoencoder
+from pipeline.models.packaged import load_autoencoder
 from pipeline.optim import OptimConfig
 from pipeline.redact import redact
 from pipeline.run_folder import RunFolder, changes_since_start, claim, sole_trainer

@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.package import Package, load_package
-from pipeline.config import UserError, parse_config
+from pipeline.checkpoint.package import load_package
+from pipeline.config import UserError
 from pipeline.data.transforms import to_model, to_uint8
 from pipeline.diffusion.guidance import guided_denoiser
 from pipeline.diffusion.objective import Objective, build_objective
 from pipeline.diffusion.sampling import SAMPLERS, AfterStep, SamplingConfig, unchanged
 from pipeline.diffusion.schedule import partial_timesteps, spaced_timesteps
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.canvas import Canvas, one_for_each, pictures_for_each
 from pipeline.models.condition import InpaintConfig, UpscaleConfig, inpaint_condition, upscale_condition
-from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_latent_diffusion
+from pipeline.models.latent_diffusion import LatentDiffusion
+from pipeline.models.packaged import first_stage_of, load_autoencoder, load_latent_diffusion
 from pipeline.models.text import NULL_PROMPT, TextTower
 from pipeline.randomness import Draws, Purpose
 
@@ -78,15 +79,7 @@ class Generator:
             UserError: not such a folder, or an autoencoder that the model was not trained with.
         """
         package = load_package(folder)
-        inner = package.autoencoder
-        if inner is None:
-            raise UserError(f"{folder}: holds a {package.kind}; pictures need an exported latent-unet")
-        first_stage = inner if autoencoder is None else load_package(autoencoder)
-        if first_stage.digest != inner.digest:
-            raise UserError(
-                f"{autoencoder}: autoencoder {first_stage.digest[:12]};"
-                f" {folder} was trained with {inner.digest[:12]}, use that one"
-            )
+        first_stage = first_stage_of(package, autoencoder)
         config, model, text = load_latent_diffusion(package)
         half = precision == "bf16"
         return cls(
@@ -172,7 +165,8 @@ class Generator:
         if canvas is not None and (self.condition is None or strength < 1.0):
             timesteps = partial_timesteps(timesteps, strength)
             x = schedule.add_noise(canvas.latents, noise, torch.full((len(x),), timesteps[0]))  # [B, C, h, w]
-            after_step = self._keeper(canvas, noise)
+            if self.condition is None:  # a model that learnt to inpaint fits its own to the rest, which it sees
+                after_step = canvas.keeper(noise, schedule)
         states = self._encode([*prompts, negative])  # [B + 1, T, D]
         denoiser = guided_denoiser(
             partial(self._predict, condition),
@@ -196,23 +190,6 @@ class Generator:
     def _noise(self, purpose: Purpose, seeds: Sequence[int], index: int, shape: Sequence[int]) -> Tensor:
         """Standard normal noise [B, *shape]: row b is a function of (seed b, purpose, index) alone."""
         return torch.cat([Draws(seed).normal(purpose, [0], [index], shape) for seed in seeds]).to(self.device)
-
-    def _keeper(self, canvas: Canvas, noise: Tensor) -> AfterStep:
-        """Puts the parts that are not to be repainted back after each step, noised to its level.
-
-        A model that learnt to inpaint sees them instead, and fits its own to them.
-        """
-        mask = canvas.latent_mask()  # [B, 1, h, w]
-        if mask is None or self.condition is not None:
-            return unchanged
-
-        def keep(x: Tensor, t: int | None) -> Tensor:
-            known = canvas.latents
-            if t is not None:
-                known = self.objective.schedule.add_noise(known, noise, torch.full((len(x),), t))
-            return torch.where(mask, x, known)  # [B, C, h, w]
-
-        return keep
 
     def _predict(self, condition: Tensor | None, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
         if condition is not None:  # twice under guidance
@@ -277,23 +254,3 @@ class Generator:
             whole = torch.ones_like(images[:, :1], dtype=torch.bool)  # [B, 1, H, W]
             mask = whole if canvas is None or canvas.mask is None else canvas.mask
             return inpaint_condition(self.autoencoder, images, mask).float()
-
-
-def load_latent_diffusion(package: Package) -> tuple[LatentDiffusionConfig, LatentDiffusion, TextTower]:
-    """Config, text-to-latent model and text tower of an exported folder."""
-    config = parse_config(_model_fields(package), LatentDiffusionConfig, source=str(package.folder))
-    model, text = build_latent_diffusion(config, seed=0)
-    model.load_state_dict(package.tensors())
-    return config, model, text
-
-
-def load_autoencoder(package: Package) -> Autoencoder:
-    """The autoencoder of an exported folder, frozen, with its latent statistics."""
-    autoencoder = Autoencoder(parse_config(package.config, AutoencoderConfig, source=str(package.folder)))
-    autoencoder.load_state_dict(package.tensors())
-    return autoencoder.eval().requires_grad_(False)
-
-
-def _model_fields(package: Package) -> dict[str, object]:
-    """The part of a stage's config that describes the model; what only training needs is left out."""
-    return {name: package.config[name] for name in LatentDiffusionConfig.model_fields if name in package.config}

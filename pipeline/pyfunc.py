@@ -17,7 +17,8 @@ from PIL import Image
 from pipeline.checkpoint.package import UNET_KIND, load_package
 from pipeline.config import UserError, parse_config
 from pipeline.data.transforms import to_model, to_uint8
-from pipeline.generate import Generator, load_autoencoder
+from pipeline.generate import Generator
+from pipeline.models.packaged import load_autoencoder
 from pipeline.models.text import NULL_PROMPT
 
 

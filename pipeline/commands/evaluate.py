@@ -74,7 +74,7 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
     from pipeline.data.transforms import to_model, to_uint8
     from pipeline.evaluate.protocol import RECONSTRUCTION, stamp
     from pipeline.evaluate.reconstruction import CodebookMeter, PictureMeter
-    from pipeline.generate import load_autoencoder
+    from pipeline.models.packaged import load_autoencoder
 
     autoencoder = load_autoencoder(package).to(process.device)
     size = autoencoder.config.resolution

@@ -18,11 +18,11 @@ from pipeline.checkpoint.package import Package
 from pipeline.config import UserError
 from pipeline.formats.autoencoder import write_diffusers as write_autoencoder
 from pipeline.formats.text import write_text_encoder, write_tokenizer
-from pipeline.generate import load_latent_diffusion
 from pipeline.models.autoencoder import AutoencoderConfig
 from pipeline.models.convert import to_compvis
 from pipeline.models.convert_unet import diffusers_config, renamed
 from pipeline.models.latent_diffusion import LatentDiffusionConfig
+from pipeline.models.packaged import load_latent_diffusion
 from pipeline.storage import write_bytes, write_json
 
 PIPELINE = "diffusers_pipeline.py.j2"

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import UserError
+from pipeline.diffusion.sampling import AfterStep, unchanged
+from pipeline.diffusion.schedule import NoiseSchedule
 from pipeline.models.condition import latent_mask
 
 
@@ -26,6 +28,20 @@ class Canvas:
         if self.mask is None:
             return None
         return latent_mask(self.mask, self.mask.shape[-1] // self.latents.shape[-1])
+
+    def keeper(self, noise: Tensor, schedule: NoiseSchedule) -> AfterStep:
+        """Puts the parts that are not to be repainted back after each step, with `noise` [B, C, h, w] at its level."""
+        mask = self.latent_mask()  # [B, 1, h, w]
+        if mask is None:
+            return unchanged
+
+        def keep(x: Tensor, t: int | None) -> Tensor:
+            known = self.latents
+            if t is not None:
+                known = schedule.add_noise(known, noise, torch.full((len(x),), t))
+            return torch.where(mask, x, known)  # [B, C, h, w]
+
+        return keep
 
     def part(self, rows: slice) -> "Canvas":
         """The canvas of some of the pictures."""

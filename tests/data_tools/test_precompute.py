@@ -17,8 +17,8 @@ from pipeline.data.loader import DataConfig, Loader, OrderedReader, sequential
 from pipeline.data.shards import load_manifest
 from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
-from pipeline.generate import load_autoencoder
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.packaged import load_autoencoder
 from pipeline.models.text import TextTower, TrainableTextConfig, build_text_tower
 from pipeline.randomness import Draws
 from pipeline.stages.diffusion_inputs import Inputs

@@ -20,8 +20,9 @@ from PIL import Image
 from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, load_package, save_package
 from pipeline.config import UserError
 from pipeline.data.transforms import to_model, to_uint8
-from pipeline.generate import Generator, load_autoencoder
+from pipeline.generate import Generator
 from pipeline.models.latent_diffusion import build_latent_diffusion
+from pipeline.models.packaged import load_autoencoder
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import Version
 from tests.runs import run

@@ -142,6 +142,7 @@ def train(config: ExperimentConfig) -> bool:
             stage, loader, checkpoints = build(config, run, process)
             with closing(loader):
                 state = fit(stage, loader, checkpoints, journal, process, config.trainer, run.samples)
+                checkpoints.settle()
             finished = state.samples_seen >= config.trainer.total_samples
             journal.ended("finished" if finished else "stopped")
         return finished

@@ -26,7 +26,7 @@ class Pace:
 
     def __init__(self, total_samples: int, state: TrainState) -> None:
         self.total_samples, self.lap_began_at = total_samples, state
-        self.step_began = self.seconds = self.seconds_waited = self.samples_per_second = 0.0
+        self.step_began = self.seconds = self.seconds_waited = self.seconds_stalled = self.samples_per_second = 0.0
 
     def waiting_for(self, batches: Iterator[Batch]) -> Batch:
         """The next batch. A step begins; the time until the batch comes is a data stall."""
@@ -39,6 +39,10 @@ class Pace:
         """The step is over."""
         self.seconds += time.monotonic() - self.step_began
 
+    def stalled(self, seconds: float) -> None:
+        """The steps stood still for a checkpoint that is whole now."""
+        self.seconds_stalled += seconds
+
     def lap(self, state: TrainState) -> dict[str, float]:
         """The speed since the last lap, as metrics of the journal; begins the next lap."""
         seconds = max(self.seconds, 1e-9)
@@ -47,8 +51,9 @@ class Pace:
             "steps_per_second": (state.step - self.lap_began_at.step) / seconds,
             "images_per_second": self.samples_per_second,
             "data_stall_share": self.seconds_waited / seconds,
+            "checkpoint_stall_share": self.seconds_stalled / (seconds + self.seconds_stalled),
         }
-        self.lap_began_at, self.seconds, self.seconds_waited = state, 0.0, 0.0
+        self.lap_began_at, self.seconds, self.seconds_waited, self.seconds_stalled = state, 0.0, 0.0, 0.0
         return speed
 
     def line(self, state: TrainState, metrics: Mapping[str, float]) -> str:
@@ -58,6 +63,6 @@ class Pace:
         return (
             f"{state.samples_seen:>9,}/{self.total_samples:,} samples  "
             f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
-            f"data stall {metrics['data_stall_share']:.0%}  "
+            f"data stall {metrics['data_stall_share']:.0%}  checkpoint stall {metrics['checkpoint_stall_share']:.0%}  "
             f"{losses}  left {timedelta(seconds=round(left))}"
         )

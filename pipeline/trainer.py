@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.checkpoint.store import Committed
 from pipeline.config import Config, UserError
 from pipeline.data.batch import Batch
 from pipeline.distributed.fragments import Stateful
@@ -106,7 +107,12 @@ class Batches(Protocol):
 class Checkpoints(Protocol):
     """Where generations are kept (`pipeline.checkpoint` CheckpointStore)."""
 
-    def save(self, progress: dict[str, Any], parts: Mapping[str, Stateful]) -> int: ...
+    @property
+    def written(self) -> bool: ...
+
+    def save(self, progress: dict[str, Any], parts: Mapping[str, Stateful]) -> None: ...
+
+    def commit(self) -> Committed | None: ...
 
     def restore(self, parts: Mapping[str, Stateful]) -> dict[str, Any] | None: ...
 
@@ -118,7 +124,7 @@ class Journal(Protocol):
 
     def picture(self, name: str, path: Path, samples_seen: int) -> None: ...
 
-    def committed(self, generation: int, samples_seen: int) -> None: ...
+    def committed(self, generation: int, samples_seen: int, stall_seconds: float) -> None: ...
 
     def resumed(self, samples_seen: int) -> None: ...
 
@@ -163,7 +169,7 @@ def fit(
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
             size = loader.batch_size_at(state.samples_seen)
             before, state = state, TrainState(state.samples_seen + size, state.step + 1)
-            metrics, stopping = _agree(measured, stop)
+            metrics, stopping, written = _agree(measured, stop, checkpoints)
             health.check(state.step, metrics, partial(stage.where_not_finite, batch))
             pace.stepped()
             last = state.samples_seen >= config.total_samples
@@ -178,10 +184,15 @@ def fit(
                 journal.metrics(stage.validate(held_out), state.step, state.samples_seen)
             if last or due(before.samples_seen, state.samples_seen, config.preview_every_samples):
                 _save_picture(stage.preview(), pictures, journal, process, state)
-            # Last, so that a generation holds what validation wrote into the model, and the journal is ahead of it.
-            if last or stopping or due(before.samples_seen, state.samples_seen, config.checkpoint_every_samples):
-                generation = checkpoints.save(_progress(state, loader), stage.parts())
-                journal.committed(generation, state.samples_seen)
+            # Last, so that a generation holds what validation wrote into the model, and the journal is ahead of it. It
+            # is written beside the next steps, and counts from the one at which every rank has written its share.
+            saving = last or stopping or due(before.samples_seen, state.samples_seen, config.checkpoint_every_samples)
+            if saving or written:
+                _commit(checkpoints, journal, pace)
+            if saving:
+                checkpoints.save(_progress(state, loader), stage.parts())
+            if last or stopping:
+                _commit(checkpoints, journal, pace)
     return state
 
 
@@ -202,11 +213,21 @@ def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: J
     return TrainState(progress["samples_seen"], progress["step"])
 
 
-def _agree(measured: Mapping[str, Tensor | float], stop: StopRequest) -> tuple[dict[str, float], bool]:
-    """The step's metrics as means over ranks, and whether any rank was asked to stop: one collective for both."""
+def _agree(
+    measured: Mapping[str, Tensor | float], stop: StopRequest, checkpoints: Checkpoints
+) -> tuple[dict[str, float], bool, bool]:
+    """In one collective: the step's metrics as means over ranks, whether any rank was asked to stop, and whether all
+    have written the save in flight."""
     names = sorted(measured)
-    *means, stops = mean_of_floats([*(float(measured[name]) for name in names), float(stop.requested)])
-    return dict(zip(names, means, strict=True)), stops > 0
+    own = [*(float(measured[name]) for name in names), float(stop.requested), float(checkpoints.written)]
+    *means, stops, written = mean_of_floats(own)
+    return dict(zip(names, means, strict=True)), stops > 0, written == 1
+
+
+def _commit(checkpoints: Checkpoints, journal: Journal, pace: Pace) -> None:
+    if (done := checkpoints.commit()) is not None:
+        pace.stalled(done.stall_seconds)
+        journal.committed(done.number, done.progress["samples_seen"], done.stall_seconds)
 
 
 def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: Process, state: TrainState) -> None:

@@ -112,7 +112,7 @@ class ToyJournal:
     def picture(self, name: str, path: Path, samples_seen: int) -> None:
         self.add("picture", samples_seen, path.name)
 
-    def committed(self, generation: int, samples_seen: int) -> None:
+    def committed(self, generation: int, samples_seen: int, stall_seconds: float) -> None:
         self.add("committed", samples_seen, generation)
 
     def resumed(self, samples_seen: int) -> None:
@@ -170,9 +170,11 @@ def test_order_of_events(tmp_path: Path) -> None:
     assert state == TrainState(40, 10)
     kinds = [line.split(",")[0][2:-1] + line.split(",")[1].rstrip(")") for line in journal.events()]
     logged = [kind for kind in kinds if not kind.startswith("metrics")]
-    assert logged == ["committed 12", "committed 24", "committed 36", "picture 40", "committed 40"]
+    commits = [kind for kind in logged if kind != "picture 40"]  # each a step or more after its save
+    assert commits == ["committed 12", "committed 24", "committed 36", "committed 40"]
     assert kinds.count("metrics 16") == 2 and kinds.count("metrics 20") == 1  # the loss, and validation beside it
-    assert kinds[-4:] == ["metrics 40", "metrics 40", "picture 40", "committed 40"]
+    assert [k for k in kinds if k.endswith(" 40")] == ["metrics 40", "metrics 40", "picture 40", "committed 40"]
+    assert kinds[-1] == "committed 40"
     assert (tmp_path / "samples" / "preview-0000000040.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -256,7 +258,9 @@ def test_divergence_names_step_and_term(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", process)
     with pytest.raises(DivergedError, match="step 7: toy_loss is nan, first in net.weight"):
         fit(stage, ToyLoader(process), store, journal, process, CONFIG, tmp_path)
-    assert journal.events()[-1] == "('committed', 24, 2)"  # nothing of the spoilt step was written down
+    # Nothing of the spoilt step was written down; the save of the step before may still have been in flight.
+    done = store.commit()
+    assert journal.events()[-1] == "('committed', 24, 2)" or (done and done.progress["samples_seen"] == 24)
 
 
 def test_steps_that_never_happen_end_the_run() -> None:

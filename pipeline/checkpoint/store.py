@@ -1,6 +1,7 @@
 """Saving and restoring the whole training state of a run, on all ranks together.
 
-    save     every rank writes its file -> all agree that all did -> rank 0 commits the manifest -> old ones go
+    save     every rank copies its share of the state; threads write, hash and fsync the copies beside the next steps
+    commit   all agree that all have written -> rank 0 commits the manifest -> old generations go, in its thread
     restore  newest committed -> verified by all ranks, each some files -> damaged ones to quarantine, next older
 
 A kill at any moment leaves either the old generation or the new one whole. Called by `pipeline.trainer`.
@@ -8,8 +9,11 @@ A kill at any moment leaves either the old generation or the new one whole. Call
 
 import logging
 import shutil
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from pipeline.checkpoint.generation import (
     MANIFEST,
     QUARANTINE,
     DamagedError,
+    FileRecord,
     Generation,
     commit,
     committed,
@@ -26,6 +31,7 @@ from pipeline.checkpoint.generation import (
     number_of,
 )
 from pipeline.checkpoint.reader import GenerationReader, PartReader
+from pipeline.checkpoint.staging import Snapshot, Staging, lay_out, shapes_of
 from pipeline.checkpoint.writer import random_state, set_random_state, with_retries, write_rank_file
 from pipeline.config import UserError
 from pipeline.distributed.fragments import Stateful
@@ -35,8 +41,31 @@ from pipeline.storage import sync_directory
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Committed:
+    """A generation that counts from now on."""
+
+    number: int
+    """Its number."""
+    progress: dict[str, Any]
+    """As it was given to `save`."""
+    stall_seconds: float
+    """How long the steps of this rank waited for it."""
+
+
+@dataclass
+class _Save:
+    """A save in flight."""
+
+    folder: Path
+    progress: dict[str, Any]
+    scalars: dict[str, dict[str, Any]]
+    file: Future[FileRecord]
+    stall_seconds: float
+
+
 class CheckpointStore:
-    """The generations of one run in one folder, which all ranks see."""
+    """The generations of one run in one folder, which all ranks see. At most one save is in flight."""
 
     def __init__(self, directory: Path | str, process: Process, keep: int = 2, keep_every_samples: int = 0) -> None:
         """Nothing is read or written yet; `keep` generations stay on disk, and the first of each
@@ -44,24 +73,57 @@ class CheckpointStore:
         assert keep >= 1, keep
         self.directory, self.process, self.keep = Path(directory), process, keep
         self.keep_every_samples = keep_every_samples
+        self._staging, self._snapshot = Staging(process.device), Snapshot({}, [])
+        self._thread = ThreadPoolExecutor(1, "checkpoint")  # one thread, so its jobs come one after the other
+        self._save: _Save | None = None
+        self._last_job: Future[Any] | None = None  # what the thread was given beside the saves
 
-    def save(self, progress: Mapping[str, Any], parts: Mapping[str, Stateful]) -> int:
-        """Write a new generation and return its number. Collective.
+    def save(self, progress: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
+        """Copy the state and have it written while the steps go on; `commit` makes it count. Collective.
 
         Args:
             progress: JSON values that `restore` gives back.
             parts: the state, by name; the names must stay the same for the life of the run.
 
         Raises:
+            RankError, OSError: a rank could not begin; what was there before is still good.
+        """
+        assert self._save is None, "commit the save before"
+        began = time.monotonic()
+        folder = on_main(self.process, self._begin)
+        on_every_rank(lambda: self._take(parts))
+        random = random_state(self.process.device)
+        file = self._thread.submit(write_rank_file, folder, self.process.rank, self._snapshot, random)
+        scalars = {name: part.scalars() for name, part in parts.items()}
+        self._save = _Save(folder, dict(progress), scalars, file, time.monotonic() - began)
+
+    @property
+    def written(self) -> bool:
+        """True when this rank's share of the save in flight is on disk, or has failed: `commit` will not wait for it.
+        Ranks see it at different moments: agree before acting on it."""
+        return self._save is not None and self._save.file.done()
+
+    def commit(self) -> Committed | None:
+        """Wait until every rank has written its share, and make the generation count. Collective.
+
+        Returns:
+            None when no save is in flight.
+
+        Raises:
             RankError, OSError: a rank could not write; what was there before is still good.
         """
-        folder = on_main(self.process, self._begin)
-        random = random_state(self.process.device)
-        files = on_every_rank(lambda: write_rank_file(folder, self.process.rank, parts, random))
-        scalars = {name: part.scalars() for name, part in parts.items()}
-        on_main(self.process, lambda: with_retries(lambda: commit(folder, progress, scalars, files)))
-        on_main(self.process, self._prune)
-        return number_of(folder)
+        if (save := self._save) is None:
+            return None
+        self._save, began = None, time.monotonic()
+        files = on_every_rank(save.file.result)
+        on_main(self.process, lambda: self._commit(save, files))
+        stall_seconds = save.stall_seconds + time.monotonic() - began
+        return Committed(number_of(save.folder), save.progress, stall_seconds)
+
+    def settle(self) -> None:
+        """Return when this rank's thread has nothing left to do, and raise what failed there since."""
+        if self._last_job is not None:
+            self._last_job.result()
 
     def restore(self, parts: Mapping[str, Stateful]) -> dict[str, Any] | None:
         """Overwrite the live state with the newest good generation and return its progress. Collective.
@@ -72,20 +134,32 @@ class CheckpointStore:
         Raises:
             UserError: all generations are damaged, or the newest good one does not fit the model.
         """
+        progress = None
         while (path := on_main(self.process, self._newest)) is not None:
             damages = [damage for damage in on_every_rank(partial(self._damage, path)) if damage]
             if not damages:
-                return self._load(Generation.open(path), parts)
+                progress = self._load(Generation.open(path), parts)
+                break
             on_main(self.process, partial(self._quarantine, path, damages))
-        return None
+        self._last_job = self._thread.submit(self._staging.prepare, shapes_of(lay_out(parts)[0]))
+        return progress
 
     def _begin(self) -> Path:
         """A fresh folder; numbers are never used twice, also not those of damaged generations."""
+        self.settle()  # a removal that still goes on would take the fresh folder along
         taken = [number_of(path) for path in folders(self.directory) + folders(self.directory / QUARANTINE)]
         folder = folder_of(self.directory, max(taken, default=0) + 1)
         folder.mkdir(parents=True)
         sync_directory(self.directory)
         return folder
+
+    def _take(self, parts: Mapping[str, Stateful]) -> None:
+        self.settle()  # the thread may still make the buffers
+        self._snapshot = self._staging.take(parts)
+
+    def _commit(self, save: _Save, files: list[FileRecord]) -> None:
+        with_retries(lambda: commit(save.folder, save.progress, save.scalars, files))
+        self._last_job = self._thread.submit(self._prune)
 
     def _prune(self) -> None:
         """Remove all but the newest committed generations, and what killed attempts left behind.

@@ -1,12 +1,11 @@
 """Writing one rank's share of a generation: its runs, laid end to end, and its random state, in one safetensors file.
 
-Called by `store` on every rank.
+Called by `store` on every rank, in a thread beside the training: safetensors, sha256 and fsync all let go of the GIL.
 """
 
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.checkpoint.generation import FileRecord
-from pipeline.checkpoint.reader import INDEX, Run, encode_index
-from pipeline.distributed.fragments import Stateful
+from pipeline.checkpoint.reader import INDEX, encode_index
+from pipeline.checkpoint.staging import Snapshot
 from pipeline.storage import sha256_of, sync_directory
 
 RETRY_SECONDS = (1.0, 5.0)
@@ -29,16 +28,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def write_rank_file(folder: Path, rank: int, parts: Mapping[str, Stateful], extra: Mapping[str, Tensor]) -> FileRecord:
+def write_rank_file(folder: Path, rank: int, snapshot: Snapshot, extra: Mapping[str, Tensor]) -> FileRecord:
     """Write `rank-00000.safetensors` of this rank, durable and whole; `extra` are tensors for this rank alone.
 
     Raises:
         OSError: the write failed, also when tried again.
     """
-    tensors, runs = _lay_out(parts)
     path = folder / f"rank-{rank:05d}.safetensors"
-    metadata = {INDEX: encode_index(runs)}
-    with_retries(lambda: _write_durably(path, {**tensors, **extra}, metadata))
+    metadata = {INDEX: encode_index(snapshot.runs)}
+    with_retries(lambda: _write_durably(path, {**snapshot.tensors, **extra}, metadata))
     return FileRecord(path.name, path.stat().st_size, sha256_of(path))
 
 
@@ -67,21 +65,6 @@ def set_random_state(device: torch.device, read: Callable[[str], Tensor | None])
         torch.set_rng_state(state)
     if device.type == "cuda" and (state := read("random/cuda")) is not None:
         torch.cuda.set_rng_state(state, device)
-
-
-def _lay_out(parts: Mapping[str, Stateful]) -> tuple[dict[str, Tensor], list[Run]]:
-    """One long tensor for each (part, field, dtype), copied to the CPU, and where each run lies in it."""
-    pieces: dict[str, list[Tensor]] = defaultdict(list)
-    lengths: dict[str, int] = defaultdict(int)
-    runs = []
-    for part, stateful in parts.items():
-        for f in stateful.fragments():
-            key = f"{part}/{f.field}/{str(f.tensor.dtype).removeprefix('torch.')}"
-            length = f.tensor.numel()
-            runs.append(Run(part, f.field, f.name, f.shape, f.offset, length, key, lengths[key]))
-            pieces[key].append(f.tensor.detach().cpu())
-            lengths[key] += length
-    return {key: torch.cat(tensors) for key, tensors in pieces.items()}, runs
 
 
 def _write_durably(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -79,9 +79,11 @@ class Journal:
         place = os.path.relpath(path, self._folder.parent)
         self._write("picture", {"samples_seen": samples_seen, "name": name, "path": place})
 
-    def committed(self, generation: int, samples_seen: int) -> None:
-        """A checkpoint is whole on disk: nothing before this can be lost or done again."""
-        self._write("committed", {"samples_seen": samples_seen, "generation": generation})
+    def committed(self, generation: int, samples_seen: int, stall_seconds: float = 0.0) -> None:
+        """A checkpoint at `samples_seen` is whole on disk: nothing before it can be lost or done again. Steps went on
+        while it was written, but for `stall_seconds`, so events of more samples may stand before this one."""
+        body = {"samples_seen": samples_seen, "generation": generation, "stall_seconds": round(stall_seconds, 4)}
+        self._write("committed", body)
 
     def resumed(self, samples_seen: int) -> None:
         """Training goes on from a checkpoint at `samples_seen`; later events of earlier attempts no longer count."""

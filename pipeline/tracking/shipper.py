@@ -86,9 +86,13 @@ def heartbeat(run_dir: Path | str, uri: str | None = None) -> bool:
 
 
 def settled(events: list[Event]) -> list[Event]:
-    """The events that no resume can take back: all up to the last commit, or all of a run that has ended."""
+    """The events that no resume can take back: those of the state last committed, or all of a run that has ended."""
     ends = [i for i, event in enumerate(events) if event.kind in ("committed", "resumed", "ended")]
-    return events[: ends[-1] + 1] if ends else []
+    if not ends:
+        return []
+    last = events[ends[-1]]
+    # Steps go on while a generation is written, so those behind it may stand before its commit.
+    return [e for e in events[: ends[-1] + 1] if last.kind == "ended" or e.samples_seen <= last.samples_seen]
 
 
 def shipped_run_id(run_dir: Path | str, uri: str | None = None) -> str | None:

@@ -12,6 +12,7 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.engine import Engine, EngineConfig, build_engine
 from pipeline.distributed.process import Process, start
+from tests.checkpoint.saving import save_now
 from tests.distributed.toys import OPTIM, VARIANTS, assemble, distance, make_engine, train_engine
 from tests.ranks import run_ranks
 
@@ -45,7 +46,7 @@ def save_all(root: Path, variants: list[str]) -> None:
         training = Training(variant, process, root / variant)
         training.run(BEFORE)
         torch.manual_seed(5 + process.rank)
-        assert training.store.save({"step": len(BEFORE)}, training.parts) == 1
+        assert save_now(training.store, {"step": len(BEFORE)}, training.parts) == 1
         saved, noise = training.state(), torch.rand(3)
         training.run(AFTER)
         later = training.state()
@@ -135,7 +136,7 @@ def resume_many_layers(root: Path) -> dict[str, float]:
 
         store, engine = CheckpointStore(root / variant, process), make()
         train(engine, BEFORE)
-        store.save({}, {"net": engine})
+        save_now(store, {}, {"net": engine})
         train(engine, AFTER)
         resumed = make()
         store.restore({"net": resumed})

@@ -24,6 +24,7 @@ from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import UserError
 from pipeline.distributed.fragments import Fragment, Reader, written_slices
 from pipeline.distributed.process import Process, RankError, barrier, start
+from tests.checkpoint.saving import save_now
 from tests.ranks import run_ranks
 
 
@@ -49,7 +50,7 @@ class Counter:
 
 
 def save(folder: Path, value: int, keep: int = 2) -> int:
-    return CheckpointStore(folder, Process(), keep).save({"value": value}, {"counter": Counter(value)})
+    return save_now(CheckpointStore(folder, Process(), keep), {"value": value}, {"counter": Counter(value)})
 
 
 def restored(folder: Path) -> int | None:
@@ -287,18 +288,18 @@ def two_ranks(folder: Path) -> dict[str, Any]:
     def parts(value: int) -> Mapping[str, Counter]:
         return {"counter": Counter(value, rank=rank, world_size=2)}
 
-    store.save({"value": 1}, parts(1))
+    save_now(store, {"value": 1}, parts(1))
     begin = time.monotonic()
     try:
-        store.save({"value": 2}, {"counter": Broken()} if rank == 1 else parts(2))
+        save_now(store, {"value": 2}, {"counter": Broken()} if rank == 1 else parts(2))
     except RankError as error:
         results["one rank fails"] = f"{error}"
     results["seconds"] = time.monotonic() - begin
     try:
-        CheckpointStore(folder / "file" if rank == 0 else folder, process).save({}, parts(2))
+        save_now(CheckpointStore(folder / "file" if rank == 0 else folder, process), {}, parts(2))
     except RankError as error:
         results["main rank fails"] = f"{error}"
-    store.save({"value": 3}, parts(3))
+    save_now(store, {"value": 3}, parts(3))
     if rank == 0:
         damage_flip(committed(folder)[0] / "rank-00001.safetensors")
     counter = Counter(-1)
@@ -327,11 +328,11 @@ def test_ranks_fail_together(tmp_path: Path) -> None:
 def killed_rank(folder: Path, victim: int) -> str:
     process = start()
     store = CheckpointStore(folder, process)
-    store.save({"value": 1}, {"counter": Counter(1, rank=process.rank, world_size=2)})
+    save_now(store, {"value": 1}, {"counter": Counter(1, rank=process.rank, world_size=2)})
     try:
         if process.rank == victim:
             Killer(2, after=True).install()
-        store.save({"value": 2}, {"counter": Counter(2, rank=process.rank, world_size=2)})
+        save_now(store, {"value": 2}, {"counter": Counter(2, rank=process.rank, world_size=2)})
     except Exception as error:
         return f"survivor: {type(error).__name__}"
     return "saved"

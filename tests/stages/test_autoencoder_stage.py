@@ -25,6 +25,7 @@ from pipeline.quantizers.gradient import GradientCodebookConfig
 from pipeline.quantizers.kl import KlConfig
 from pipeline.stages.autoencoder import AdversarialConfig, AutoencoderStage, AutoencoderStageConfig
 from pipeline.stages.autoencoder.collapse import PATIENCE_STEPS, CollapseAlarm
+from tests.checkpoint.saving import save_now
 from tests.ranks import run_ranks
 
 ENGINES = {
@@ -240,7 +241,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(engine: str, tmp_path: P
     expected = train(whole, range(4), start())
     first = make_stage(config, engine)
     train(first, range(2), start())
-    CheckpointStore(tmp_path, start()).save({}, first.parts())
+    save_now(CheckpointStore(tmp_path, start()), {}, first.parts())
     second = make_stage(config, engine)
     assert CheckpointStore(tmp_path, start()).restore(second.parts()) is not None
     assert train(second, range(2, 4), start()) == expected[2:]
@@ -342,7 +343,7 @@ def test_lecam_averages_survive_a_restart(tmp_path: Path) -> None:
     expected = train(whole, range(4), start())
     first, second = make_stage(GAMES["lecam"]), make_stage(GAMES["lecam"])
     train(first, range(2), start())
-    CheckpointStore(tmp_path, start()).save({}, first.parts())
+    save_now(CheckpointStore(tmp_path, start()), {}, first.parts())
     CheckpointStore(tmp_path, start()).restore(second.parts())
     assert train(second, range(2, 4), start()) == expected[2:]
 

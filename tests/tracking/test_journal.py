@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tracking.journal import Event, Journal, attempt_files, read_all_events, read_events
+from pipeline.tracking.shipper import settled
 from tests.source import ROOT
 
 
@@ -159,6 +160,7 @@ def test_a_disk_that_refuses_writes_for_a_while_costs_no_event(tmp_path: Path) -
     program = """
 import resource, signal, sys
 from pipeline.tracking.journal import Journal, attempt_files
+from pipeline.tracking.shipper import settled
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(sys.argv[1])
 def train(begin, end):
@@ -185,3 +187,15 @@ sys.exit(0 if path.stat().st_size > 2 * size else 1)
 def test_mlflow_is_not_imported() -> None:
     program = "import sys, pipeline.tracking.journal; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_steps_beside_a_save_are_not_settled_by_its_commit(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.metrics({"loss": 1.0}, 1, 10)
+    journal.metrics({"loss": 2.0}, 2, 20)  # while the generation at 10 is written
+    journal.committed(1, 10, stall_seconds=0.5)
+    assert [e.samples_seen for e in settled(read_events(tmp_path)) if e.kind == "metrics"] == [10]
+    Journal(tmp_path).resumed(10)
+    assert [e.samples_seen for e in read_events(tmp_path) if e.kind == "metrics"] == [10]
+    journal.ended("stopped")
+    assert [e.kind for e in settled(read_events(tmp_path))].count("metrics") == 1

@@ -31,6 +31,8 @@ from pipeline.tracking.lineage import Lineage
 KIND_OF_STAGE = {"autoencoder": AUTOENCODER_KIND, "diffusion": UNET_KIND}
 PARTS_OF_STAGE = {"autoencoder": ("autoencoder", "ema"), "diffusion": ("unet", "unet_ema")}
 """The checkpoint parts that hold the weights and their average."""
+AS_TRAINED = "as trained"
+"""Weights that are no average."""
 
 
 def resolve(ref: Path | str) -> Path:
@@ -86,6 +88,8 @@ def _export(
     stage = yaml.safe_load(run.config.read_text())["stage"]
     config = stage["model"] if kind == AUTOENCODER_KIND else stage
     tensors, weights = averaged_weights(generation, *PARTS_OF_STAGE[lineage.stage])
+    if weights != AS_TRAINED:
+        weights += f" with decay {stage['ema']['decay']:g}"
     if ema_width is not None:
         tensors |= rebuilt_average(run.checkpoints, generation, ema_width)
         weights = f"averaged over training with relative width {ema_width:g}"
@@ -94,7 +98,7 @@ def _export(
     found = [path for path in pictures if path.is_file()]
     metrics = {name: value for e in events if e.kind == "metrics" for name, value in e.body["values"].items()}
     card = _card(kind, config, lineage, weights, tensors, metrics)
-    record = lineage.model_dump(mode="json")
+    record = lineage.model_dump(mode="json") | {"weights": weights}
     inner = run.autoencoder if kind == UNET_KIND else None
     return save_package(folder, kind, tensors, config, record, card, found[-1] if found else None, inner).folder
 
@@ -104,7 +108,7 @@ def averaged_weights(generation: Generation, part: str, average: str) -> tuple[d
     reader = GenerationReader(generation)
     tensors = {**reader.tensors(part, "param"), **reader.tensors(part, "buffer")}
     if average not in generation.scalars:
-        return tensors, "as trained"
+        return tensors, AS_TRAINED
     return {**tensors, **reader.tensors(average, "ema")}, "averaged over training"
 
 

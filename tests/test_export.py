@@ -51,7 +51,7 @@ def parts(value: float, ema: bool = True) -> dict[str, Part]:
 
 def make_run(folder: Path, stage: dict[str, Any]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"run": str(folder), "stage": stage}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": str(folder), "stage": stage | {"ema": {"decay": 0.99}}}))
     lineage = {"run": folder.name, "stage": stage["kind"], "data_url": "s3://me:pw@store/x", "data_digest": "d" * 64}
     (folder / "lineage.json").write_text(json.dumps(lineage | {"config_digest": "c" * 64}))
     return folder
@@ -75,7 +75,9 @@ def test_export_of_an_autoencoder(tmp_path: Path, process: Process) -> None:
     assert torch.equal(tensors["w"], torch.full((2, 2), -1.0)) and torch.equal(tensors["latent_std"], torch.ones(2))
     assert package.lineage["samples_seen"] == 8 and package.lineage["run_uid"]
     card = (package.folder / "MODEL_CARD.md").read_text()
-    assert "divided by 2" in card and "validation_psnr | 20" in card and "averaged over training" in card
+    assert (
+        "divided by 2" in card and "validation_psnr | 20" in card and "averaged over training with decay 0.99" in card
+    )
     assert (package.folder / "preview.png").is_file()
     assert b"me:pw" not in b"".join(p.read_bytes() for p in package.folder.iterdir())
 

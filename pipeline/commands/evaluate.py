@@ -2,7 +2,7 @@
 
 An autoencoder is judged by its reconstructions. A latent UNet draws the captions of the data, which an exact reader
 of drawn shapes checks where they describe shapes, and undoes noise on the data's latents; one that enlarges pictures
-is judged by the originals.
+is judged by the originals. --clip judges any caption's picture by a CLIP model.
 
 Example:
     tessera evaluate --model runs/demo/unet --data runs/demo/latents/held-out --num 200
@@ -33,6 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, help="measure on the first NUM samples only (default: all)")
     parser.add_argument("--image-size", type=int, metavar="S", help="side in pixels (default: the autoencoder's)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples in memory at once, over all ranks")
+    clip = "score pictures by this CLIP model: an open_clip name, and a local file or a tag"
+    parser.add_argument("--clip", nargs=2, metavar=("NAME", "WEIGHTS"), help=clip)
     parser.add_argument("--out", type=Path, help="write the figures here too, as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -99,11 +101,16 @@ def _measure_unet(package: "Package", args: argparse.Namespace, process: "Proces
     from pipeline.stages.diffusion_evaluation import UNetMeter
 
     generator = Generator.load(package.folder, process.device)
-    meter = UNetMeter(generator)
-    size = args.image_size or generator.autoencoder.config.resolution
+    size = args.image_size or generator.sampling.image_size or generator.autoencoder.config.resolution
+    meter = UNetMeter(generator, size, tuple(args.clip) if args.clip else None)
     with _open(args, size, process) as reader:
         meter.measure(reader.batches(last=args.num))
-    protocol = stamp(meter.protocol(), reader.manifest.digest, _num_samples(args, reader), size)
+    protocol = stamp(
+        meter.protocol() | {"weights": package.lineage.get("weights")},
+        reader.manifest.digest,
+        _num_samples(args, reader),
+        size,
+    )
     return meter.compute(), protocol
 
 

@@ -2,19 +2,22 @@
 evaluate`.
 
 Every model has a validation loss, so that a gate can judge it whatever its data shows. Pictures are judged where that
-can be done exactly: drawn shapes by their captions, enlarged pictures by the originals.
+can be done exactly (drawn shapes by their captions, enlarged pictures by the originals), and by networks whose weights
+the caller names.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import UserError
 from pipeline.data.batch import Batch
 from pipeline.evaluate.captions import CAPTIONS, CaptionMeter
+from pipeline.evaluate.clip_score import ClipScoreMeter
 from pipeline.evaluate.denoising import DENOISING, DenoisingMeter
 from pipeline.evaluate.reconstruction import PictureMeter
 from pipeline.generate import Generator
@@ -28,19 +31,32 @@ ENLARGEMENT = {
     "psnr, ssim": "against the original picture, as in reconstruction-1",
 }
 """How a model that enlarges is measured."""
+DRAWN = {"drawn": "one picture for each caption, its seed the number of the sample; the null prompt as negative"}
+"""How pictures are made that networks judge."""
 
 
 @dataclass
 class UNetMeter:
-    """The meters of one model; `compute` is collective."""
+    """The meters of one model; `compute` is collective.
+
+    Raises:
+        UserError: weights that cannot be loaded.
+    """
 
     generator: Generator
+    """The model."""
+    image_size: int | None = None
+    """Side of the pictures that are drawn; None is the model's own."""
+    clip: tuple[str, str] | None = None
+    """open_clip name and weights that judge pictures by their captions."""
     denoising: DenoisingMeter = field(default_factory=DenoisingMeter)
     captions: CaptionMeter = field(default_factory=CaptionMeter)
 
     def __post_init__(self) -> None:
         generator = self.generator
-        self.enlarged, self.bicubic = PictureMeter(generator.device), PictureMeter(generator.device)
+        device = generator.device
+        self.enlarged, self.bicubic = PictureMeter(device), PictureMeter(device)
+        self.score = ClipScoreMeter(*self.clip, device) if self.clip else None
         self.inputs = Inputs(generator.text, generator.autoencoder, generator.condition, Draws(0))
 
     @property
@@ -53,7 +69,7 @@ class UNetMeter:
         """Add every sample; the picture of a caption has the sample's number as its seed.
 
         Raises:
-            UserError: a model that learnt on pictures, and data that holds latents.
+            UserError: data that holds latents, and a model or a meter that needs pictures.
         """
         for batch in batches:
             if not batch.sample_ids:
@@ -61,13 +77,21 @@ class UNetMeter:
             losses = validation_losses(batch, self.inputs, self.generator.objective, self._predict)  # [B]
             self.denoising.update(losses, batch.sample_ids)
             if self.enlarges:
-                self._enlarge(batch)
-            elif CaptionMeter.reads(batch.captions):
-                self.captions.update(self.generator.sample(batch.captions, batch.sample_ids), batch.captions)
+                drawn = self._enlarge(batch)
+            elif self.score or CaptionMeter.reads(batch.captions):
+                pictures = self.generator.sample(batch.captions, batch.sample_ids, image_size=self.image_size)
+                self.captions.update(pictures, batch.captions)
+                drawn = _channels_first(pictures)
+            else:
+                continue
+            if self.score:
+                self.score.update(drawn, batch.captions)
 
     def compute(self) -> dict[str, float]:
         """All figures by name."""
         figures = {**self.denoising.compute(), **self.captions.compute()}
+        if self.score:
+            figures |= self.score.compute()
         if self.enlarges:
             figures |= self.enlarged.compute()
             figures |= {f"{name}_bicubic": value for name, value in self.bicubic.compute().items()}
@@ -76,12 +100,14 @@ class UNetMeter:
     def protocol(self) -> dict[str, Any]:
         """How the figures were measured, but for the data."""
         parts = [DENOISING, ENLARGEMENT if self.enlarges else CAPTIONS]
-        merged = {name: value for part in parts for name, value in part.items()}
+        merged: dict[str, Any] = {name: value for part in parts for name, value in part.items()}
+        if self.score:
+            merged |= DRAWN | self.score.protocol()
         sampling = self.generator.sampling.model_dump(mode="json")
         return {**merged, "name": " and ".join(part["name"] for part in parts), "sampling": sampling}
 
-    def _enlarge(self, batch: Batch) -> None:
-        """Shrink the batch's pictures, draw them large again, compare."""
+    def _enlarge(self, batch: Batch) -> Tensor:
+        """Shrink the batch's pictures, draw them large again, compare: what was drawn, uint8 [B, 3, H, W]."""
         condition = self.generator.condition
         assert condition is not None and condition.kind == "upscale"
         if batch.images is None:
@@ -89,9 +115,10 @@ class UNetMeter:
         images = batch.images.to(self.generator.device)  # [B, 3, H, W]
         small = shrunk(images, condition.factor)  # [B, 3, H / factor, W / factor]
         given = small.permute(0, 2, 3, 1).cpu().numpy()
-        drawn = self.generator.sample(batch.captions, batch.sample_ids, low_res=given)  # [B, H, W, 3]
-        self.enlarged.update(torch.from_numpy(drawn).permute(0, 3, 1, 2).to(images.device), images)
+        drawn = _channels_first(self.generator.sample(batch.captions, batch.sample_ids, low_res=given))
+        self.enlarged.update(drawn.to(images.device), images)
         self.bicubic.update(enlarged(small, condition.factor), images)
+        return drawn
 
     @torch.no_grad()
     def _predict(
@@ -100,3 +127,8 @@ class UNetMeter:
         """The model's output at x_t: [B, C, h, w]."""
         noised = self.inputs.network_input(self.generator.objective, batch, epochs, clean, noise, t)
         return self.generator.model(noised, t, self.inputs.captions(batch, dropped))
+
+
+def _channels_first(pictures: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] -> [B, 3, H, W]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)

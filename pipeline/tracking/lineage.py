@@ -56,6 +56,8 @@ class Lineage(Config):
     """Checkpoint generation that the weights were taken from."""
     checkpoint_digest: str | None = None
     """Digest of that generation's manifest."""
+    weights: str | None = None
+    """Which weights were exported: as trained, or which average of them."""
     run_uid: str | None = None
     """Identity of the run in its journal, and a tag of its MLflow run."""
 

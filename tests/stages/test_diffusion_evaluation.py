@@ -5,9 +5,11 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.data.batch import Batch
+from pipeline.evaluate.clip_score import ClipScoreMeter
 from pipeline.evaluate.denoising import DenoisingMeter
 from pipeline.models.condition import UpscaleConfig
 from pipeline.stages.diffusion_evaluation import UNetMeter
+from tests.evaluate.test_clip_score import NAME, weights  # noqa: F401 (a fixture)
 from tests.test_generate import conditioned, generator  # noqa: F401 (a fixture)
 
 
@@ -54,3 +56,14 @@ def test_a_model_that_enlarges_is_judged_by_the_originals() -> None:
     stored.images, stored.latents = None, torch.zeros(1, 4, 8, 8)
     with pytest.raises(UserError, match="needs pictures"):
         meter.measure([stored])
+
+
+def test_clip_judges_every_picture(generator, weights) -> None:  # type: ignore # noqa: F811
+    one = batch([3, 4])
+    meter = UNetMeter(generator, image_size=48, clip=(NAME, str(weights)))
+    meter.measure([one])
+    judge = ClipScoreMeter(NAME, str(weights), torch.device("cpu"))
+    drawn = generator.sample(one.captions, [3, 4], image_size=48)  # one picture for each caption, seeded by its number
+    judge.update(torch.from_numpy(drawn).permute(0, 3, 1, 2), one.captions)
+    assert meter.compute()["clip_score"] == judge.compute()["clip_score"]
+    assert {"drawn", "clip_model", "clip_weights", "clip_pixels", "sampling"} <= set(meter.protocol())

@@ -21,6 +21,7 @@ from pipeline.redact import redact
 from pipeline.run_folder import RunFolder
 from pipeline.storage import write_bytes
 from pipeline.tracking.curves import Point, draw
+from pipeline.tracking.effective import breakdown
 from pipeline.tracking.journal import Event, read_all_events, read_events
 
 MAX_PICTURES = 8
@@ -105,6 +106,7 @@ def write_report(run_dir: Path | str) -> Path:
         samples_seen=max(event.samples_seen for event in events),
         commits=sum(event.kind == "committed" for event in events),
         attempts=attempts,
+        time=breakdown(read_all_events(run.path)),
         groups=_groups(events, [attempt.resumed_at for attempt in attempts[1:]]),
         pictures=_pictures(run.path, events),
         evaluation=_evaluation(run.path),

@@ -34,6 +34,8 @@ KINDS = (AUTOENCODER_KIND, UNET_KIND)
 
 WEIGHTS, CONFIG, LINEAGE = "model.safetensors", "config.yaml", "lineage.json"
 CARD, PREVIEW, EVALUATION = "MODEL_CARD.md", "preview.png", "evaluation.json"
+RECONSTRUCTIONS = "reconstructions.png"
+"""Held-out pictures above what an autoencoder makes of them; written with evaluation.json."""
 AUTOENCODER_FOLDER = "autoencoder"
 
 

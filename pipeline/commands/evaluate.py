@@ -1,11 +1,13 @@
 """Measure a model on held-out data; the figures and the protocol they were measured by go into its evaluation.json.
 
-An autoencoder is judged by its reconstructions. A latent UNet draws the captions of the data, which an exact reader
-of drawn shapes checks where they describe shapes, and undoes noise on the data's latents; one that enlarges pictures
-is judged by the originals. --clip judges any caption's picture by a CLIP model.
+An autoencoder is judged by its reconstructions; some of them, under their pictures, are reconstructions.png beside the
+figures. A latent UNet draws the captions of the data, which an exact reader of drawn shapes checks where they describe
+shapes, and undoes noise on the data's latents; one that enlarges pictures is judged by the originals. --clip judges any
+caption's picture by a CLIP model.
 
 Example:
     tessera evaluate --model runs/demo/unet --data runs/demo/latents/held-out --num 200
+    tessera evaluate --model runs/f8/autoencoder --data VALIDATION --lpips vgg16-397923af.pth --rfid INCEPTION.pth
     torchrun --nproc-per-node 8 -m pipeline evaluate --model models:/vq-autoencoder@candidate --data s3://bucket/val
 """
 
@@ -18,7 +20,13 @@ from pipeline.command_line import EXIT_DONE
 from pipeline.config import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import torch
+
     from pipeline.checkpoint.package import Package
+    from pipeline.data.batch import Batch
     from pipeline.data.loader import OrderedReader
     from pipeline.distributed.process import Process
 
@@ -35,6 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="samples in memory at once, over all ranks")
     clip = "score pictures by this CLIP model: an open_clip name, and a local file or a tag"
     parser.add_argument("--clip", nargs=2, metavar=("NAME", "WEIGHTS"), help=clip)
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="measure LPIPS with these weights of VGG16")
+    parser.add_argument("--rfid", type=Path, metavar="FILE", help="measure rFID with these weights of Inception (2015)")
     parser.add_argument("--out", type=Path, help="write the figures here too, as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -73,25 +83,36 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
     """Reconstructions of every picture, once, on all ranks."""
     import torch
 
-    from pipeline.data.transforms import to_model, to_uint8
-    from pipeline.evaluate.protocol import RECONSTRUCTION, stamp
-    from pipeline.evaluate.reconstruction import CodebookMeter, PictureMeter
+    from pipeline.data.transforms import to_model
+    from pipeline.evaluate.judge import ReconstructionJudge
+    from pipeline.evaluate.protocol import stamp
     from pipeline.models.packaged import load_autoencoder
 
     autoencoder = load_autoencoder(package).to(process.device)
-    size = autoencoder.config.resolution
-    pictures = PictureMeter(process.device)
-    codebook = CodebookMeter(autoencoder.config.quantizer.num_codes, process.device)
+    size = args.image_size or autoencoder.config.resolution
+    judge = ReconstructionJudge(autoencoder.config.quantizer.num_codes, process.device, args.lpips, args.rfid)
     with torch.no_grad(), _open(args, size, process) as reader:
-        for batch in reader.batches(last=args.num):
+        served = _Served(reader, args.num)
+        for batch in served:
             if batch.images is None:
                 raise UserError(f"{args.data}: holds latents; an autoencoder is judged on pictures")
             images = batch.images.to(process.device)  # [B, 3, H, W]
             restored = autoencoder(to_model(images))
-            pictures.update(to_uint8(restored.images), images)
-            codebook.update(restored.quantized.codes)
-    protocol = stamp(RECONSTRUCTION, reader.manifest.digest, _num_samples(args, reader), size)
-    return {**pictures.compute(), **codebook.compute()}, protocol
+            judge.update(restored.images, images, restored.quantized.codes)
+    protocol = stamp(judge.protocol(), reader.digest, served.total(process.device), size)
+    if process.is_main:
+        _write_sheet(package.folder, judge.sheet())
+    return judge.compute(), protocol
+
+
+def _write_sheet(folder: Path, picture: "np.ndarray") -> None:
+    from PIL import Image
+
+    from pipeline.checkpoint.package import RECONSTRUCTIONS
+    from pipeline.storage import writing
+
+    with writing(folder / RECONSTRUCTIONS) as file:
+        Image.fromarray(picture).save(file, format="png")
 
 
 def _measure_unet(package: "Package", args: argparse.Namespace, process: "Process") -> Measured:
@@ -104,13 +125,10 @@ def _measure_unet(package: "Package", args: argparse.Namespace, process: "Proces
     size = args.image_size or generator.sampling.image_size or generator.autoencoder.config.resolution
     meter = UNetMeter(generator, size, tuple(args.clip) if args.clip else None)
     with _open(args, size, process) as reader:
-        meter.measure(reader.batches(last=args.num))
-    protocol = stamp(
-        meter.protocol() | {"weights": package.lineage.get("weights")},
-        reader.manifest.digest,
-        _num_samples(args, reader),
-        size,
-    )
+        served = _Served(reader, args.num)
+        meter.measure(served)
+    said = meter.protocol() | {"weights": package.lineage.get("weights")}
+    protocol = stamp(said, reader.digest, served.total(process.device), size)
     return meter.compute(), protocol
 
 
@@ -123,8 +141,25 @@ def _open(args: argparse.Namespace, image_size: int, process: "Process") -> "Ord
     return OrderedReader(args.data, config, process.rank, process.world_size, batch_size=args.batch_size)
 
 
-def _num_samples(args: argparse.Namespace, reader: "OrderedReader") -> int:
-    return min(args.num or reader.manifest.num_samples, reader.manifest.num_samples)
+class _Served:
+    """The batches of a pass over the first `num` samples, and how many samples came: masked and bad ones do not."""
+
+    def __init__(self, reader: "OrderedReader", num: int | None) -> None:
+        self._reader, self._num, self._count = reader, num, 0
+
+    def __iter__(self) -> "Iterator[Batch]":
+        everything = self._reader.manifest.num_samples
+        for batch in self._reader.batches(last=min(self._num or everything, everything)):
+            self._count += len(batch.sample_ids)
+            yield batch
+
+    def total(self, device: "torch.device") -> int:
+        """Samples over all ranks; collective."""
+        import torch
+
+        from pipeline.distributed.process import all_reduce_sum
+
+        return int(all_reduce_sum(torch.tensor(self._count, device=device)))
 
 
 def _table(figures: dict[str, Any]) -> str:

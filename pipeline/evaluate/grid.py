@@ -1,11 +1,13 @@
-"""Several pictures on one sheet, each with its caption underneath: what previews and `tessera sample` show."""
+"""Several pictures on one sheet, with captions or in rows: what previews, `tessera sample` and `evaluate` show."""
 
 import math
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 SMALLEST_TILE = 128
 """Pictures below this side, in pixels, are enlarged by a whole factor, so that a caption fits under them."""
@@ -37,6 +39,12 @@ def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int | N
         for row, line in enumerate(lines):
             pen.text((left, top + height + row * (FONT_SIZE + 3)), line, fill="black", font=font)
     return np.asarray(sheet)
+
+
+def one_above_another(*rows: Tensor) -> np.ndarray:
+    """Rows of pictures, uint8 [N, 3, H, W] each, without a gap: uint8 [rows * H, N W, 3]."""
+    lines = [torch.cat(list(row), dim=2) for row in rows]  # [3, H, N W]
+    return torch.cat(lines, dim=1).permute(1, 2, 0).cpu().numpy()
 
 
 def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:

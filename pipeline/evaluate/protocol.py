@@ -7,14 +7,19 @@ from importlib.metadata import version
 from typing import Any
 
 RECONSTRUCTION = {
-    "name": "reconstruction-1",
+    "name": "reconstruction-2",
     "pixels": "8 bit, floor(clamp(127.5 x + 128, 0, 255))",
     "psnr": "per picture over RGB, peak 255, at most 100 dB, mean over pictures",
     "ssim": "per picture over RGB, peak 255, 11 x 11 Gaussian of sigma 1.5 inside the picture",
     "codebook": "share of codes used and exp(entropy) over the whole set",
+    "crop": "short side to image_size (area filter to shrink, cubic to grow), the middle cut out",
     "average": "every sample once, no padding",
 }
 """How `reconstruction` measures."""
+LPIPS = "version 0.1 on VGG16, of 8-bit pictures as [-1, 1], mean over pictures"
+"""How `judge` measures LPIPS."""
+RFID = "reconstructions against the same pictures, both 8 bit, Inception of 2015 at 299 pixels, unbiased covariances"
+"""How `judge` measures rFID: the reference set is the data of the stamp."""
 
 
 def stamp(protocol: dict[str, str], data_digest: str, num_samples: int, image_size: int) -> dict[str, Any]:

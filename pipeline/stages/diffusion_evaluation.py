@@ -28,7 +28,7 @@ from pipeline.stages.diffusion_inputs import Inputs, validation_losses
 ENLARGEMENT = {
     "name": "enlargement-1",
     "small": "bicubic with antialiasing, rounded to 8 bit; enlarged again by bicubic interpolation as the baseline",
-    "psnr, ssim": "against the original picture, as in reconstruction-1",
+    "psnr, ssim": "against the original picture, as in reconstruction-2",
 }
 """How a model that enlarges is measured."""
 DRAWN = {"drawn": "one picture for each caption, its seed the number of the sample; the null prompt as negative"}

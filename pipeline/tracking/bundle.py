@@ -1,8 +1,8 @@
 """What is stored of a registered version: the package, what makes it an MLflow model, its data's manifest, and sums.
 
 `SHA256SUMS` lists every file (`sha256sum -c SHA256SUMS` checks a copy anywhere) and its own digest is a tag of the
-version, so that no file can be damaged or exchanged unseen. evaluation.json is not in it: it may be made later, names
-the weights that it is of, and is a tag itself. Called by `registry`.
+version, so that no file can be damaged or exchanged unseen. evaluation.json and its sheet of pictures are not in it:
+they may be made later; it names the weights that it is of, and is a tag itself. Called by `registry`.
 """
 
 import os
@@ -19,6 +19,7 @@ from pipeline.checkpoint.package import (
     EVALUATION,
     LINEAGE,
     PREVIEW,
+    RECONSTRUCTIONS,
     WEIGHTS,
     Package,
 )
@@ -33,7 +34,7 @@ LOADED_FROM = "registered_model_meta"
 """A note that MLflow leaves in the folder of a model which it loads, where the server's store is a local one."""
 DATA_MANIFEST = "data-manifest.json"
 
-_OF_A_PACKAGE = (WEIGHTS, CONFIG, LINEAGE, CARD, PREVIEW, EVALUATION)
+_OF_A_PACKAGE = (WEIGHTS, CONFIG, LINEAGE, CARD, PREVIEW, EVALUATION, RECONSTRUCTIONS)
 
 
 @contextmanager
@@ -75,9 +76,8 @@ def check_sums(folder: Path, expected: str) -> None:
 
 def _listing(folder: Path) -> str:
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return "".join(
-        f"{sha256_of(folder / name)}  {name}\n" for name in files if name not in (SUMS, EVALUATION, LOADED_FROM)
-    )
+    later = (SUMS, EVALUATION, RECONSTRUCTIONS, LOADED_FROM)
+    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in files if name not in later)
 
 
 def _link(source: Path, target: Path) -> None:

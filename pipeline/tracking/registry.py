@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint.package import CARD, EVALUATION, Package, load_package
+from pipeline.checkpoint.package import CARD, EVALUATION, RECONSTRUCTIONS, Package, load_package
 from pipeline.config import UserError
 from pipeline.redact import redact_text
 from pipeline.tracking.bundle import DATA_MANIFEST, bundled, check_sums, sums_digest
@@ -258,7 +258,8 @@ class Registry:
         if package.evaluation is None or package.evaluation == version.evaluation:
             return
         with answering(self.uri):
-            self.client.log_artifact(version.run_id, str(package.folder / EVALUATION), "package")
+            for path in filter(Path.is_file, (package.folder / EVALUATION, package.folder / RECONSTRUCTIONS)):
+                self.client.log_artifact(version.run_id, str(path), "package")
             for key, value in evaluation_tags(package).items():
                 self.client.set_model_version_tag(version.name, str(version.number), key, value)
 

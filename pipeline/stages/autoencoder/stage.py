@@ -20,6 +20,7 @@ from pipeline.distributed.ema import Ema
 from pipeline.distributed.engine import EngineConfig, build_engine
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, all_reduce_mean, all_reduce_sum
+from pipeline.evaluate.grid import one_above_another
 from pipeline.evaluate.reconstruction import CodebookMeter, LatentMeter, PictureMeter
 from pipeline.losses.adversarial import adaptive_weight
 from pipeline.losses.reconstruction import ReconstructionLoss
@@ -146,8 +147,7 @@ class AutoencoderStage:
         assert self.shown is not None, "a preview shows pictures of a training step"
         with self._averaged():
             restored = self._restore(self.shown).images
-        rows = [torch.cat(list(to_uint8(images)), dim=2) for images in (self.shown, restored)]  # [3, H, n W]
-        return torch.cat(rows, dim=1).permute(1, 2, 0).cpu().numpy()
+        return one_above_another(to_uint8(self.shown), to_uint8(restored))
 
     def _restore(self, images: Tensor) -> Reconstruction:
         with self.generator.autocast():

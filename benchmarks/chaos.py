@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=180.0, help="seconds between two disturbances (default: 180)")
     parser.add_argument("--duty", type=float, default=1.0, help="share of the time that ranks may run (default: 1)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         drawn_shards(place, 90)
         cluster = SlurmCluster(place / "slurm")

@@ -4,6 +4,7 @@ Used by the tests of the launcher and by `benchmarks.chaos`.
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -28,7 +29,9 @@ def submit(cluster: SlurmCluster, place: Path, *run_words: str) -> str:
     """`tessera-launch slurm` over two nodes; returns the number of the job."""
     slurm = ["--nodes", "2", "--nproc", "1", "--cpus-per-rank", "1", "--cpu", "--time", "30"]
     said = run(place, "launch", "slurm", *slurm, *run_words, variables=cluster.environment | environment(place))
-    return said.split()[1].rstrip(";")
+    found = re.search(r"^job (\d+);", said, re.MULTILINE)
+    assert found is not None, said
+    return found[1]
 
 
 def wait_for(what: str, happened: Callable[[], bool], log: Path, seconds: float = 300) -> None:

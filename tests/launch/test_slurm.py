@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.disturbed import Disturbed, processes, wait_for, words
+from tests.launch.disturbed import Disturbed, processes, submit, wait_for, words
 from tests.launch.slurm_cluster import SlurmCluster, missing_programs
-from tests.runs import drawn_shards, environment, losses, run
+from tests.runs import drawn_shards, losses, run
 
 pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason=f"no {missing_programs()}: install slurm-wlm and munge"),
@@ -62,22 +62,7 @@ def test_a_killed_torchrun_and_a_lost_node_leave_the_same_numbers(cluster: Slurm
 
 
 def test_a_user_s_mistake_ends_the_job_at_its_first_start(cluster: SlurmCluster, place: Path) -> None:
-    said = run(
-        place,
-        "launch",
-        "slurm",
-        "--nodes",
-        "2",
-        "--nproc",
-        "1",
-        "--cpus-per-rank",
-        "1",
-        "--cpu",
-        *words("wrong", NUM_STEPS),
-        "data.train=nowhere",
-        variables=cluster.environment | environment(place),
-    )
-    number = said.split()[1].rstrip(";")
+    number = submit(cluster, place, *words("wrong", NUM_STEPS), "data.train=nowhere")
     log = place / "wrong/launch" / f"slurm-{number}.out"
     wait_for("the end", lambda: cluster.job(number)["JobState"] == "FAILED", log)
     assert cluster.job(number)["Restarts"] == "0"

@@ -25,6 +25,7 @@ from pipeline.data.stream import stream_digest
 from pipeline.distributed import process as processes
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process, ProcessConfig, on_main
+from pipeline.distributed.watchdog import watching
 from pipeline.export import resolve
 from pipeline.models.packaged import load_autoencoder
 from pipeline.optim import OptimConfig
@@ -138,7 +139,8 @@ def train(config: ExperimentConfig) -> bool:
     alone = ExitStack()
     try:
         on_main(process, partial(_claim, config, run, process, alone))
-        with _tracked(config, run, process) as journal:
+        watched = watching(run.heartbeats, process.rank, process.world_size, config.process.hang_seconds)
+        with watched, _tracked(config, run, process) as journal:
             stage, loader, checkpoints = build(config, run, process)
             with closing(loader):
                 state = fit(stage, loader, checkpoints, journal, process, config.trainer, run.samples)
@@ -200,6 +202,8 @@ def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: Ex
         first = load_package(run.autoencoder if run.autoencoder.exists() else resolve(config.autoencoder))
     lineage = _lineage(config, process, first)
     alone.enter_context(sole_trainer(run))
+    shutil.rmtree(run.heartbeats, ignore_errors=True)  # of an earlier start
+    run.heartbeats.mkdir()
     started = bool(committed(run.checkpoints))
     for change in claim(run, config, lineage.model_dump(mode="json"), started):
         print(f"{run.path}: changed since its start: {change}")

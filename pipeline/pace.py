@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pipeline.data.batch import Batch
+from pipeline.distributed.beacon import BEACON
 
 
 @dataclass
@@ -28,10 +29,12 @@ class Pace:
         self.total_samples, self.lap_began_at = total_samples, state
         self.step_began = self.seconds = self.seconds_waited = self.seconds_stalled = self.samples_per_second = 0.0
 
-    def waiting_for(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch. A step begins; the time until the batch comes is a data stall."""
+    def waiting_for(self, batches: Iterator[Batch], step: int) -> Batch:
+        """The next batch. Step number `step` begins; the time until the batch comes is a data stall."""
+        BEACON.note("data", step)
         self.step_began = time.monotonic()
         batch = next(batches)
+        BEACON.note("step")
         self.seconds_waited += time.monotonic() - self.step_began
         return batch
 

@@ -9,6 +9,7 @@
       samples/         picture grids made through training
       export/          packages made from the newest generation
       quarantine.jsonl samples that did not decode
+      heartbeats/      where each rank is; `verdict.json` says why the watchdog ended a run
       lock             held by the process that trains
       report.html      curves, pictures, restarts
 
@@ -65,6 +66,11 @@ class RunFolder:
     def samples(self) -> Path:
         """Picture grids."""
         return self.path / "samples"
+
+    @property
+    def heartbeats(self) -> Path:
+        """What the ranks say of themselves while they train."""
+        return self.path / "heartbeats"
 
     @property
     def report(self) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.checkpoint.store import Committed
 from pipeline.config import Config, UserError
 from pipeline.data.batch import Batch
+from pipeline.distributed.beacon import BEACON
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, mean_of_floats
 from pipeline.distributed.stop import StopRequest, stop_on_signals
@@ -165,7 +166,7 @@ def fit(
         # 4. the clock, last: it measures training only.
         pace, health, stopping = Pace(config.total_samples, state), Health(), False
         while state.samples_seen < config.total_samples and not stopping:
-            batch = pace.waiting_for(batches)
+            batch = pace.waiting_for(batches, state.step)
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
             size = loader.batch_size_at(state.samples_seen)
             before, state = state, TrainState(state.samples_seen + size, state.step + 1)
@@ -179,11 +180,10 @@ def fit(
                 journal.metrics(metrics, state.step, state.samples_seen)
                 if process.is_main:
                     print(pace.line(state, metrics), flush=True)
-            judged = last or due(before.samples_seen, state.samples_seen, config.validate_every_samples)
-            if judged and (held_out := loader.validation_at(before.samples_seen)) is not None:
-                journal.metrics(stage.validate(held_out), state.step, state.samples_seen)
+            if last or due(before.samples_seen, state.samples_seen, config.validate_every_samples):
+                _validate(stage, loader.validation_at(before.samples_seen), journal, state)
             if last or due(before.samples_seen, state.samples_seen, config.preview_every_samples):
-                _save_picture(stage.preview(), pictures, journal, process, state)
+                _preview(stage, pictures, journal, process, state)
             # Last, so that a generation holds what validation wrote into the model, and the journal is ahead of it. It
             # is written beside the next steps, and counts from the one at which every rank has written its share.
             saving = last or stopping or due(before.samples_seen, state.samples_seen, config.checkpoint_every_samples)
@@ -225,12 +225,21 @@ def _agree(
 
 
 def _commit(checkpoints: Checkpoints, journal: Journal, pace: Pace) -> None:
+    BEACON.note("checkpoint")
     if (done := checkpoints.commit()) is not None:
         pace.stalled(done.stall_seconds)
         journal.committed(done.number, done.progress["samples_seen"], done.stall_seconds)
 
 
-def _save_picture(picture: np.ndarray, folder: Path, journal: Journal, process: Process, state: TrainState) -> None:
+def _validate(stage: Stage, held_out: Iterable[Batch] | None, journal: Journal, state: TrainState) -> None:
+    if held_out is not None:
+        BEACON.note("validation")
+        journal.metrics(stage.validate(held_out), state.step, state.samples_seen)
+
+
+def _preview(stage: Stage, folder: Path, journal: Journal, process: Process, state: TrainState) -> None:
+    BEACON.note("preview")
+    picture = stage.preview()
     if not process.is_main:
         return
     path = folder / f"preview-{state.samples_seen:010d}.png"

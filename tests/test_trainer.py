@@ -275,7 +275,7 @@ def test_steps_that_never_happen_end_the_run() -> None:
 
 def test_console_line() -> None:
     pace = Pace(CONFIG.total_samples, TrainState())
-    pace.waiting_for(iter([Batch([0], [0], [""], [""])]))
+    pace.waiting_for(iter([Batch([0], [0], [""], [""])]), 0)
     pace.stepped()
     metrics = {"toy_loss": 0.25, "gradient_norm": 3.0} | pace.lap(TrainState(20, 5))
     line = pace.line(TrainState(20, 5), metrics)

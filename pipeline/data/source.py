@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.index import BlockIndex, ByteRange
 from pipeline.data.tar import TarError, TarSample, parse_samples
+from pipeline.distributed.beacon import BEACON
 from pipeline.retry import patiently
 
 
@@ -48,6 +49,8 @@ class BlockSource:
         """
         if block not in self._blocks:
             self.prefetch([block])
+        if not self._blocks[block].done():  # for the watchdog, should it never come
+            BEACON.shard = storage.join(self._url, self._index.ranges(block)[0].shard)
         return self._blocks[block].result()
 
     def close(self) -> None:

@@ -44,6 +44,8 @@ class ProcessConfig(Config):
     """`auto` (the rank's GPU where there is one), `cpu` or `cuda`."""
     timeout_seconds: float = Field(default=1800.0, gt=0)
     """How long a collective waits for a missing rank before the run fails."""
+    hang_seconds: float = Field(default=600.0, ge=0)
+    """No step for so long, or no word of a rank, and the watchdog ends the run; 0 never does."""
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,11 @@ def resolve(ref: Path | str) -> Path:
         ServerError: a registry reference, and the tracking server does not answer.
     """
     if str(ref).startswith("models:/"):
+        from pipeline.tracking.download import fetch
         from pipeline.tracking.registry import Registry
 
         registry = Registry()
-        return registry.fetch(registry.find(str(ref)))
+        return fetch(registry, registry.find(str(ref)))
     path = Path(ref)
     if (path / WEIGHTS).is_file():
         return load_package(path).folder

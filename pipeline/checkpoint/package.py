@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pipeline.config import UserError
 from pipeline.storage import sha256_of, sync_directory, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the folder's layout, written into config.yaml."""
@@ -60,8 +61,10 @@ class Package:
         """sha256 hex digest of the weights and their config, hashed on first use."""
         return package_digest(self.folder)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> "dict[str, Tensor]":
         """Every weight and buffer by its state-dict name, on the CPU."""
+        from safetensors.torch import load_file  # brings torch, seconds that the registry's commands do without
+
         return load_file(self.folder / WEIGHTS)
 
     @property
@@ -86,7 +89,7 @@ def package_digest(folder: Path | str) -> str:
 def save_package(
     folder: Path | str,
     kind: str,
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     config: Mapping[str, Any],
     lineage: Mapping[str, Any],
     card: str,
@@ -173,8 +176,10 @@ def _check_autoencoder(package: Package, expected: str | None) -> None:
         )
 
 
-def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_weights(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Tensors as safetensors, on disk before the folder gets its name."""
+    from safetensors.torch import save_file
+
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())

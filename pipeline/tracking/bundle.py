@@ -2,7 +2,8 @@
 
 `SHA256SUMS` lists every file (`sha256sum -c SHA256SUMS` checks a copy anywhere) and its own digest is a tag of the
 version, so that no file can be damaged or exchanged unseen. evaluation.json and its sheet of pictures are not in it:
-they may be made later; it names the weights that it is of, and is a tag itself. Called by `registry`.
+they may be made later; it names the weights that it is of, and is a tag itself. Called by `registration` and
+`download`.
 """
 
 import os

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from pipeline.checkpoint.package import UNET_KIND, load_package
 from pipeline.config import UserError
+from pipeline.tracking.download import fetch, verify
 from pipeline.tracking.gates import Facts, GateConfig, Verdict, judge
 from pipeline.tracking.ledger import account, current, finish_interrupted, head, move
 from pipeline.tracking.registry import Registry
@@ -40,8 +41,8 @@ def assess(registry: Registry, version: Version, gates: GateConfig, alias: str =
         UserError: the version's files are damaged.
     """
     holder = current(registry, version.name, alias)
-    registry.verify(version)
-    package = load_package(registry.fetch(version))
+    verify(registry, version)
+    package = load_package(fetch(registry, version))
     inner = package.lineage.get("autoencoder_digest") if package.kind == UNET_KIND else None
     first = registry.with_digest(inner) if inner else None
     facts = Facts(
@@ -79,7 +80,7 @@ def rollback(registry: Registry, name: str, alias: str = CHAMPION) -> Version:
     former = current(registry, name, PREVIOUS)
     if former is None:
         raise UserError(f"{name}: no version is called {PREVIOUS}, so there is nothing to go back to")
-    registry.verify(former)
+    verify(registry, former)
     move(registry, former, holder, alias, "rollback", decided_on)
     return registry.find(f"{name}/{former.number}")
 

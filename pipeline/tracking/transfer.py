@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.config import UserError
 from pipeline.redact import redact_text
+from pipeline.tracking.download import download, verify
+from pipeline.tracking.registration import adopt
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import APPROVAL_TAG, VERDICTS_TAG, Version
 
@@ -31,10 +33,11 @@ def copy_version(source: Registry, version: Version, target: Registry, name: str
         kept = {k: v for k, v in version.tags.items() if k not in _LOCAL and not k.startswith("gate.")}
         tags = kept | {ORIGIN_TAG: f"{redact_text(source.uri)} {version.ref}"}
         with tempfile.TemporaryDirectory(prefix="tessera-copy-") as place:
-            known = target.adopt(source.download(version, Path(place) / "package").folder, name, tags)
+            package = download(source, version, Path(place) / "package")
+            known = adopt(target, package.folder, name, tags)
     if known.files_digest != version.files_digest:
         raise UserError(
             f"{known.ref} on {redact_text(target.uri)}: the same weights, registered there with other files"
         )
-    target.verify(known)
+    verify(target, known)
     return target.find(known.ref)

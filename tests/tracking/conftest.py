@@ -12,6 +12,8 @@ from tests.tracking.team_server import Postgres, TeamServer, team_server
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from pipeline.tracking.registry import Registry
+
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,6 +35,15 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for child processes: the folder has changed
     return connect()
+
+
+@pytest.fixture
+def registry(client: "MlflowClient", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Registry":
+    """The registry of that server, with a cache of its own."""
+    from pipeline.tracking.registry import Registry
+
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    return Registry()
 
 
 @pytest.fixture(scope="session")

@@ -3,34 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint.package import Package, save_package
+from pipeline.checkpoint.package import Package
 from pipeline.config import UserError, parse_config
 from pipeline.data.shapes import draw_shape
 from pipeline.evaluate.captions import CaptionMeter
 from pipeline.evaluate.reconstruction import CodebookMeter, PictureMeter
 from pipeline.tracking.gates import BoundConfig, Facts, GateConfig, judge, load_gates
+from tests.tracking.packages import package
 
-LINEAGE = {
-    "run": "toy",
-    "stage": "autoencoder",
-    "data_url": "x",
-    "data_digest": "d" * 64,
-    "config_digest": "c" * 64,
-    "git_commit": "a" * 40,
-    "samples_seen": 8,
-}
 GATES = GateConfig(metrics={"psnr": BoundConfig(min=20.0, not_worse_by=0.5)})
-
-
-def package(folder: Path, preview: bool = True, **lineage: Any) -> Package:
-    picture = np.zeros((2, 2, 3), dtype=np.uint8) if preview else None
-    return save_package(folder, "vq-autoencoder", {"w": torch.ones(1)}, {}, LINEAGE | lineage, "", picture)
 
 
 def evaluation(model: Package, psnr: float = 21.0, protocol: str = "p1") -> dict[str, Any]:
@@ -74,10 +60,7 @@ def test_preview_and_evaluation(tmp_path: Path) -> None:
 
 
 def test_a_unet_needs_a_registered_autoencoder(tmp_path: Path) -> None:
-    inner = package(tmp_path / "ae")
-    lineage = LINEAGE | {"stage": "diffusion"}
-    picture = np.zeros((2, 2, 3), dtype=np.uint8)
-    model = save_package(tmp_path / "u", "latent-unet", {"w": torch.ones(1)}, {}, lineage, "", picture, inner.folder)
+    model = package(tmp_path / "u", inner=package(tmp_path / "ae").folder)
     assert failed(model, evaluation=evaluation(model)) == ["autoencoder"]
     assert failed(model, evaluation=evaluation(model), autoencoder="models:/vq-autoencoder/1") == []
 

@@ -19,10 +19,12 @@ from PIL import Image
 
 from pipeline.checkpoint.package import load_package, save_package
 from pipeline.config import UserError
+from pipeline.tracking.download import fetch
 from pipeline.tracking.gates import GateConfig
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.ledger import history
 from pipeline.tracking.promotion import promote
+from pipeline.tracking.registration import register
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import ServerError, connect, tracking_uri
 from pipeline.tracking.shipper import ship
@@ -113,7 +115,7 @@ def test_everything_over_http(server: str, tmp_path: Path, monkeypatch: pytest.M
     package = save_package(tmp_path / "m", "vq-autoencoder", {"w": torch.ones(1)}, {}, lineage, "", picture)
     evaluation = {"package_digest": package.digest, "metrics": {}, "protocol": {}}
     (package.folder / "evaluation.json").write_text(json.dumps(evaluation))
-    version = registry.register(package.folder)
-    assert load_package(registry.fetch(version)).digest == package.digest
+    version = register(registry, package.folder)
+    assert load_package(fetch(registry, version)).digest == package.digest
     assert promote(registry, version, GateConfig()).passed
     assert registry.find("vq-autoencoder@champion").number == 1 and len(history(registry, "vq-autoencoder")) == 1

@@ -16,11 +16,12 @@ from pipeline.evaluate.grid import captioned_grid
 from pipeline.tracking.gates import BoundConfig, GateConfig
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.promotion import approve, promote
+from pipeline.tracking.registration import register
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.shipper import ship, shipped_run_id
 from tests.tracking.browser import Browser, browser
+from tests.tracking.packages import package
 from tests.tracking.team_server import Postgres, TeamServer
-from tests.tracking.test_team_server import package
 
 
 def make_run(folder: Path) -> None:
@@ -56,9 +57,9 @@ def test_pages(team: tuple[TeamServer, Postgres], here: Path) -> None:
     registry = Registry()
     gates = GateConfig(metrics={"psnr": BoundConfig(min=20.0)}, approval=True)
     for value in (1.0, 2.0):
-        version = registry.register(package(here / f"m{value}", value).folder, "shapes-vq")
+        version = register(registry, package(here / f"m{value}", value, psnr=20 + value).folder, "shapes-vq")
         assert promote(registry, approve(registry, version), gates).passed
-    registry.register(package(here / "m3", 3.0).folder, "shapes-vq")
+    register(registry, package(here / "m3", 3.0).folder, "shapes-vq")
     experiment = registry.client.get_experiment_by_name("tessera")
     page = f"{team[0].uri}/#/experiments/{experiment.experiment_id}/runs/{shipped_run_id(here / 'shapes')}"
     says = "document.body.innerText.includes"

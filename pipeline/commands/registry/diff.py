@@ -9,6 +9,7 @@ from pipeline.checkpoint.package import PREVIEW, Package, load_package
 from pipeline.command_line import EXIT_DONE
 from pipeline.commands.registry.tables import console, print_table
 from pipeline.config import UserError, config_differences
+from pipeline.tracking.download import fetch
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import Version
 
@@ -16,7 +17,7 @@ from pipeline.tracking.version import Version
 def diff_(registry: Registry, args: argparse.Namespace) -> int:
     """The differences as tables or JSON; the two previews side by side in `--out`."""
     versions = [registry.find(args.first), registry.find(args.second)]
-    packages = [load_package(registry.fetch(version)) for version in versions]
+    packages = [load_package(fetch(registry, version)) for version in versions]
     found = differences(versions, packages)
     if args.out:
         _save_pictures(packages, versions, args.out)

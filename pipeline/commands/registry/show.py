@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import EXIT_DONE
 from pipeline.commands.registry.tables import SHORT, aliases, console, date, figures
+from pipeline.tracking.download import data_manifest
 from pipeline.tracking.ledger import history
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import APPROVAL_TAG, VERDICTS_TAG, Version
@@ -23,7 +24,7 @@ def show_(registry: Registry, args: argparse.Namespace) -> int:
     version = registry.find(args.model)
     moves = history(registry, version.name)
     if args.json:
-        known = {"history": [asdict(move) for move in moves], "data_manifest": registry.data_manifest(version)}
+        known = {"history": [asdict(move) for move in moves], "data_manifest": data_manifest(registry, version)}
         print(json.dumps({**asdict(version), **known}, indent=2))
         return EXIT_DONE
     tree = _lineage_tree(registry, version)
@@ -64,7 +65,9 @@ def _add_data(run: "Tree", registry: Registry, version: Version, lineage: dict[s
     """The data down to its shards, as far as the version knows them."""
     digest, latents = str(lineage.get("data_digest")), lineage.get("latents_digest")
     branch = run.add(f"latents {latents[:SHORT]} of pictures {digest[:SHORT]}" if latents else f"data {digest[:SHORT]}")
-    manifest = registry.data_manifest(version)
+    if lineage.get("selection_digest"):
+        branch.add(f"only the samples of selection {lineage['selection_digest'][:SHORT]}")
+    manifest = data_manifest(registry, version)
     if manifest is None:
         branch.add(f"{lineage.get('data_url')}, whose shards were out of reach when this was registered")
         return

@@ -8,6 +8,8 @@ from pipeline.command_line import EXIT_DONE, EXIT_FAILED
 from pipeline.commands.registry.tables import SHORT, aliases, figures, print_table, print_version
 from pipeline.config import UserError
 from pipeline.redact import redact_text
+from pipeline.tracking.download import verify
+from pipeline.tracking.registration import register
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.transfer import copy_version
 
@@ -16,7 +18,7 @@ def register_(registry: Registry, args: argparse.Namespace) -> int:
     """Make a model a version."""
     from pipeline.export import resolve
 
-    version = registry.register(resolve(args.model), args.name)
+    version = register(registry, resolve(args.model), args.name)
     print_version(args, version, f"{version.ref} {aliases(version)}: {version.digest[:SHORT]}")
     return EXIT_DONE
 
@@ -42,7 +44,7 @@ def verify_(registry: Registry, args: argparse.Namespace) -> int:
     problems: dict[str, str] = {}
     for version in versions:
         try:
-            registry.verify(version)
+            verify(registry, version)
         except UserError as error:
             problems[version.ref] = str(error)
         if not args.json:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ from pipeline.config import Config, UserError, config_differences, config_digest
 from pipeline.data.curriculum import Curriculum, PhaseConfig, open_curriculum
 from pipeline.data.dataset import DataConfig
 from pipeline.data.latents import check_text, read_stamp
+from pipeline.data.selection import selection_digest
 from pipeline.data.shards import load_manifest
 from pipeline.data.stream import stream_digest
 from pipeline.distributed import process as processes
@@ -36,7 +37,7 @@ from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig
 from pipeline.tracking.follower import Follower
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.lineage import Lineage, git_state, versions
-from pipeline.tracking.report import write_report  # noqa
+from pipeline.tracking.report import write_report
 from pipeline.tracking.system import start_sampler
 from pipeline.trainer import Stage, TrainerConfig, fit
 
@@ -216,18 +217,14 @@ def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: Ex
 
 def _lineage(config: ExperimentConfig, process: Process, first: Package | None) -> Lineage:
     """What this run starts from."""
-    data_digest, latents_digest = _data_digests(config.data)
-    validation = config.data.validation
     commit, dirty = git_state(Path(__file__).parent)
+    earlier = [_data_record(one.data) for one in phases_of(config)[:-1]]
     return Lineage(
         run=run_name(config),
         stage=config.stage.kind,
         data_url=config.data.train,
-        data_digest=data_digest,
-        validation_url=validation,
-        validation_digest=load_manifest(validation).digest if validation else None,
-        latents_digest=latents_digest,
-        earlier_data_digests=tuple(_data_digests(one.data)[0] for one in phases_of(config)[:-1]),
+        **_data_record(config.data),
+        earlier_data_digests=tuple(record.get("selection_digest") or record["data_digest"] for record in earlier),
         autoencoder_digest=first.digest if first else None,
         autoencoder_ref=config.autoencoder,
         config_digest=config_digest(config),
@@ -238,14 +235,21 @@ def _lineage(config: ExperimentConfig, process: Process, first: Package | None) 
     )
 
 
-def _data_digests(data: DataConfig) -> tuple[str, str | None]:
-    """Of the training pictures, and of their latents where it is these that are read."""
+def _data_record(data: DataConfig) -> dict[str, Any]:
+    """The data's part of the lineage: digests of the pictures, of latents where these are read, and of selections."""
+    record: dict[str, Any] = {"validation_url": data.validation}
+    if data.validation:
+        manifest = load_manifest(data.validation)
+        record["validation_digest"] = manifest.digest
+        record["validation_selection_digest"] = selection_digest(data.validation, manifest)
     if data.order == "stream":
-        return stream_digest(data.train), None
+        return record | {"data_digest": stream_digest(data.train)}
     manifest = load_manifest(data.train)
+    record["selection_digest"] = selection_digest(data.train, manifest)
     if manifest.kind == "latents":
-        return read_stamp(manifest, data.train).source_digest, manifest.digest
-    return manifest.digest, None
+        source = read_stamp(manifest, data.train).source_digest
+        return record | {"data_digest": source, "latents_digest": manifest.digest}
+    return record | {"data_digest": manifest.digest}
 
 
 def run_name(config: ExperimentConfig) -> str:

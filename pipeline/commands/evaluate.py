@@ -52,7 +52,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resolve, measure, write, print."""
     from pipeline.checkpoint.package import AUTOENCODER_KIND, EVALUATION, load_package
-    from pipeline.data.shards import load_manifest
     from pipeline.distributed import process as processes
     from pipeline.export import resolve
     from pipeline.storage import write_json
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     metrics, protocol = measure(package, args, process)
     figures = {
         "package_digest": package.digest,
-        "data_digest": load_manifest(args.data).digest,
+        "data_digest": protocol["data_digest"],
         "metrics": metrics,
         "protocol": protocol,
     }

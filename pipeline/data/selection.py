@@ -95,6 +95,16 @@ def load_selection(url: str, manifest: Manifest) -> Selection | None:
     return Selection(head.manifest_digest, keep, head.removed)
 
 
+def selection_digest(url: str, manifest: Manifest) -> str | None:
+    """The digest of the selection beside a dataset, for its lineage; None when all samples count.
+
+    Raises:
+        UserError: as `load_selection`.
+    """
+    selection = load_selection(url, manifest)
+    return None if selection is None else selection.digest
+
+
 def remove_selection(url: str) -> None:
     """Let all samples count again."""
     storage.remove(storage.join(url, SELECTION_NAME))

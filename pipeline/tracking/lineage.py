@@ -28,14 +28,18 @@ class Lineage(Config):
     """Shards that were trained on."""
     data_digest: str
     """Digest of their manifest; with precomputed latents, that of the images that they were made from."""
+    selection_digest: str | None = None
+    """Digest of the samples that were chosen of them (`tessera-data mask`); none where all counted."""
     validation_url: str | None = None
     """Shards that were validated on."""
     validation_digest: str | None = None
     """Digest of their manifest."""
+    validation_selection_digest: str | None = None
+    """Digest of the samples that were chosen of them."""
     latents_digest: str | None = None
     """Digest of the manifest of precomputed latents, when they were trained on."""
     earlier_data_digests: tuple[str, ...] = ()
-    """As `data_digest`, of the phases before the last."""
+    """As `data_digest`, or `selection_digest` where there is one, of the phases before the last."""
     autoencoder_digest: str | None = None
     """Digest of the first stage's package; a diffusion stage always has one."""
     autoencoder_ref: str | None = None

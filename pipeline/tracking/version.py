@@ -23,6 +23,7 @@ VERDICTS_TAG, APPROVAL_TAG = "gates", "approved_by"
 LINEAGE_TAGS = (
     "run",
     "data_digest",
+    "selection_digest",
     "latents_digest",
     "autoencoder_digest",
     "autoencoder_ref",

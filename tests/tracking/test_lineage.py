@@ -4,8 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.data.dataset import DataConfig
+from pipeline.data.selection import Selection
+from pipeline.data.shards import Manifest, ShardRecord
+from pipeline.experiment import _data_record
 from pipeline.tracking.lineage import Lineage, git_state, versions
 
 
@@ -52,6 +57,23 @@ def test_gaps() -> None:
     assert whole.gaps() == ["samples_seen"]
     assert whole.model_copy(update={"samples_seen": 8}).gaps() == []
     assert whole.model_copy(update={"samples_seen": 8, "stage": "diffusion"}).gaps() == ["autoencoder_digest"]
+
+
+def test_a_selection_makes_other_data(tmp_path: Path) -> None:
+    """A model that was trained on chosen samples is another model: the record names the manifest and the choice."""
+    images = Manifest("images", (ShardRecord("00000.tar", 10, 100, "1" * 64),))
+    for name in ("train", "held-out"):
+        (tmp_path / name).mkdir()
+        images.save(str(tmp_path / name))
+    data = DataConfig(train=str(tmp_path / "train"), validation=str(tmp_path / "held-out"))
+    whole = {"data_digest": images.digest, "validation_digest": images.digest, "validation_url": data.validation}
+    nothing = {"selection_digest": None, "validation_selection_digest": None}
+    assert _data_record(data) == whole | nothing
+    selection = Selection(images.digest, np.arange(10) % 2 == 0, {"odd": 5})
+    selection.save(data.train)
+    assert _data_record(data) == whole | nothing | {"selection_digest": selection.digest}
+    selection.save(str(data.validation))
+    assert _data_record(data)["validation_selection_digest"] == selection.digest
 
 
 def test_versions() -> None:

@@ -1,4 +1,4 @@
-"""What tracking costs: the step time of a training while its server is up, killed and hung; and large registries.
+"""What tracking costs: step times while the server is up, killed, hung and without room; and large registries.
 
 `python -m benchmarks.tracking outages` trains the debug autoencoder for some minutes beside a real MLflow server whose
 state changes every few seconds, and compares the medians of the step times in each state: interleaved, in one run.
@@ -24,37 +24,45 @@ from pipeline.tracking.journal import Journal, read_events
 from pipeline.tracking.ledger import ENTRY_TAG
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.version import DIGEST_TAG, KIND_TAG
+from tests.small_disk import SmallDisk, small_disk
 
 NUM_VERSIONS, NUM_POINTS, NUM_METRICS = 1000, 10_000, 5
 STATE_SECONDS, NUM_ROUNDS = 6.0, 5
+DISK_MEGABYTES = 64
 SETTLE_SECONDS = 1.0
 """After each change of state, left out of both sides."""
-STATES = ("up", "killed", "up", "hung")
+STATES = ("up", "killed", "up", "hung", "up", "full")
 ROOT = Path(__file__).parents[1]
 
 
 class Server:
-    """`mlflow server` on a local database, which can be killed, hung and brought back."""
+    """`mlflow server` whose database and files lie on a small disk; it can be killed, hung, filled and brought back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, disk: SmallDisk) -> None:
+        self.disk = disk
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.folder, self.process, self.state = folder, self._start(folder), "up"
+        self.process, self.state = self._start(), "up"
 
     def become(self, state: str) -> None:
-        """Change to `up`, `killed` or `hung`."""
+        """Change to `up`, `killed`, `hung` or `full`."""
         if self.state == "killed":
-            self.process = self._start(self.folder)
+            self.process = self._start()
         elif self.state == "hung":
             os.killpg(self.process.pid, signal.SIGCONT)
+        elif self.state == "full":
+            self.disk.free()
         self.state = state
-        if state != "up":
+        if state == "full":
+            self.disk.fill()
+        elif state != "up":
             os.killpg(self.process.pid, signal.SIGKILL if state == "killed" else signal.SIGSTOP)
         if state == "killed":
             self.process.wait()
 
-    def _start(self, folder: Path) -> "subprocess.Popen[bytes]":
+    def _start(self) -> "subprocess.Popen[bytes]":
+        folder = self.disk.folder
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "store"), "--port", str(self.port), "--workers", "1"]
         null = subprocess.DEVNULL
@@ -69,12 +77,22 @@ class Server:
 
 
 def outages(folder: Path) -> str:
-    """Medians of the step time with the server up, killed and hung, and whether everything arrived once."""
-    from pipeline.tracking.shipper import ship, shipped_run_id
+    """Medians of the step time with the server up, killed, hung and full, and whether everything arrived once."""
     from tests.runs import drawn_shards
 
     drawn_shards(folder, 64)
-    server, run = Server(folder), folder / "run"
+    with small_disk(DISK_MEGABYTES) as disk:
+        server = Server(disk)
+        try:
+            return _outages(folder, server)
+        finally:
+            server.become("killed")
+
+
+def _outages(folder: Path, server: Server) -> str:
+    from pipeline.tracking.shipper import ship, shipped_run_id
+
+    run = folder / "run"
     uri = f"http://127.0.0.1:{server.port}"
     words = [
         f"run={run}",
@@ -107,10 +125,9 @@ def outages(folder: Path) -> str:
                 seconds[state].append(1 / event.body["values"]["steps_per_second"])
     client, run_id = Registry(uri).client, shipped_run_id(run, uri)
     points = [point.step for point in client.get_metric_history(run_id, "steps_per_second")]
-    server.become("killed")
     medians = {state: statistics.median(values) for state, values in seconds.items()}
     rows = [f"  {state:<8}{1000 * value:8.2f} ms, {len(seconds[state])} steps" for state, value in medians.items()]
-    ratios = ", ".join(f"{state} / up {medians[state] / medians['up']:.3f}" for state in ("killed", "hung"))
+    ratios = ", ".join(f"{state} / up {medians[state] / medians['up']:.3f}" for state in ("killed", "hung", "full"))
     once = (
         f"{len(points)} of {len(set(steps))} logged steps on the server, {len(points) - len(set(points))} of them twice"
     )

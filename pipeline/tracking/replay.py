@@ -1,12 +1,13 @@
 """One run on the MLflow server: what of the journal it has, and the requests that bring it the rest.
 
 Each of them may be repeated after a crash without a second trace: MLflow drops a metric that it has, params of the
-same value are accepted, pictures are compared with the server's list. Called by the shipper, and by nobody else.
+same value are accepted, files are written over. Called by the shipper, and by nobody else.
 """
 
 import contextlib
 import json
 import socket
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ class Shipped:
     """Metrics that were sent with exactly `samples_seen`."""
     described: bool = False
     """Params, config, lineage and manifests are there."""
+    pictures: dict[str, int] = field(default_factory=dict)
+    """Of each series of pictures: `samples_seen` of the newest one that was sent."""
     system: dict[str, int] = field(default_factory=dict)
     """Bytes of each machine's file of system metrics that were sent."""
 
@@ -106,7 +109,8 @@ def _send_datasets(client: "MlflowClient", run_id: str, lineage: dict[str, Any])
 
     inputs = []
     for context, prefix in (("training", "data"), ("validation", "validation")):
-        digest, url = lineage.get(f"{prefix}_digest"), lineage.get(f"{prefix}_url")
+        chosen = lineage.get("selection_digest" if context == "training" else "validation_selection_digest")
+        digest, url = chosen or lineage.get(f"{prefix}_digest"), lineage.get(f"{prefix}_url")
         if not digest or not url:
             continue
         address = redact_text(url)
@@ -139,21 +143,41 @@ def send_metrics(client: "MlflowClient", shipped: Shipped, events: list[Event]) 
         shipped.add(metric.key, metric.step)
 
 
-def send_pictures(client: "MlflowClient", run_id: str, folder: Path, events: list[Event]) -> None:
-    """New pictures, with a slider over samples in MLflow's page. The server's own list says which are there."""
-    pictures = [event for event in events if event.kind == "picture" and (folder / event.body["path"]).is_file()]
-    if not pictures:
-        return
+def send_pictures(client: "MlflowClient", shipped: Shipped, folder: Path, events: list[Event]) -> None:
+    """New pictures, with a slider over samples in MLflow's page.
+
+    A picture always has the same two files on the server, so that what a full disk or a crash left of them is written
+    over. `client.log_image` would give them other names each time, and leave the half of a pair behind.
+    """
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+
+    fresh = [
+        event
+        for event in events
+        if event.kind == "picture"
+        and event.samples_seen > shipped.pictures.get(event.body["name"], -1)
+        and (folder / event.body["path"]).is_file()
+    ]
+    if fresh:
+        client.set_tag(shipped.run_id, MLFLOW_LOGGED_IMAGES, True)
+    for event in fresh:
+        _send_picture(client, shipped.run_id, folder / event.body["path"], event)
+        shipped.pictures[event.body["name"]] = event.samples_seen
+        shipped.write(folder)
+
+
+def _send_picture(client: "MlflowClient", run_id: str, path: Path, event: Event) -> None:
+    """The picture and its thumbnail, under the names by which MLflow's page knows a series and its steps."""
+    from mlflow.tracking.multimedia import compress_image_size
     from PIL import Image
 
-    there = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
-    for event in pictures:
-        head = f"{event.body['name'].replace('/', '~')}+step+{event.samples_seen}+"
-        if not any(name.startswith(head) for name in there):
-            with Image.open(folder / event.body["path"]) as picture:
-                picture.load()
-            key, step = event.body["name"], event.samples_seen
-            client.log_image(run_id, picture, key=key, step=step, timestamp=event.time_ms, synchronous=True)
+    series = event.body["name"].replace("/", "~")
+    stem = f"{series}+step+{event.samples_seen}+timestamp+{event.time_ms}+{event.attempt}"
+    with Image.open(path) as picture, tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / f"{stem}.png", Path(place) / f"{stem}+compressed.webp"]
+        for file, image in zip(files, (picture, compress_image_size(picture)), strict=True):
+            image.save(file)
+            client.log_artifact(run_id, str(file), "images")
 
 
 def send_checkpoint(client: "MlflowClient", run_id: str, folder: Path, events: list[Event]) -> None:

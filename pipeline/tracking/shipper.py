@@ -115,7 +115,7 @@ def _ship(folder: Path, client: "MlflowClient", address: str, dead: bool) -> Non
     final = settled(events)
     send_metrics(client, shipped, final)
     shipped.write(folder)
-    send_pictures(client, shipped.run_id, folder, final)
+    send_pictures(client, shipped, folder, final)
     send_checkpoint(client, shipped.run_id, folder, final)
     send_system(client, shipped, folder)
     shipped.write(folder)

@@ -76,12 +76,19 @@ class Postgres:
         """`immediate` is a crash: the next start recovers from the log."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", mode, "-w", "stop")
 
+    def is_up(self) -> bool:
+        """False after a crash from which it could not recover, such as for want of room."""
+        return self._call("pg_ctl", "-D", str(self.folder / "data"), "status").returncode == 0
+
     def _run(self, name: str, *words: str) -> None:
-        done = subprocess.run(
-            [program(name), *words], cwd=self.folder, capture_output=False, stdout=subprocess.DEVNULL,
+        done = self._call(name, *words)
+        assert done.returncode == 0, done.stderr
+
+    def _call(self, name: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [program(name), *words], cwd=self.folder, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, check=False, **self.user,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
 
 
 @dataclass
@@ -152,16 +159,15 @@ class TeamServer:
 
 
 @contextlib.contextmanager
-def team_server(folder: Path) -> Iterator[tuple[TeamServer, Postgres]]:
-    """All three, running; the artifacts lie in a new bucket."""
+def team_server(folder: Path, disk: Path | None = None) -> Iterator[tuple[TeamServer, Postgres]]:
+    """All three, running, with a new bucket for artifacts; their data lie on the file system of `disk` if given."""
     pytest.importorskip("swift")
     import s3fs
 
-    place = Path(
-        tempfile.mkdtemp(prefix="tessera-postgres-")
-    )  # not below the tests' folder: only its owner may enter it
     program("initdb")
-    s3 = start_s3(folder / "s3")
+    # Not below the tests' folder: only its owner may enter it.
+    place = Path(tempfile.mkdtemp(prefix="tessera-postgres-", dir=disk))
+    s3 = start_s3((disk or folder) / "s3")
     server: TeamServer | None = None
     database: Postgres | None = None
     try:

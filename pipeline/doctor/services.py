@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
 from pipeline.doctor.finding import Finding, Status, first_line
+from pipeline.redact import redact_text
 
 if TYPE_CHECKING:  # torch comes with it, and a torch that does not import is one of the findings
     from pipeline.data.dataset import DataConfig
@@ -27,7 +28,7 @@ def check_tracking(uri: str | None) -> Finding:
         return Finding("tracking", Status.WARNING, first_line(error), remedy)
     except UserError as error:
         return Finding("tracking", Status.FAILURE, first_line(error), "set MLFLOW_TRACKING_URI to an address it knows")
-    return Finding("tracking", Status.OK, f"{address} answers")
+    return Finding("tracking", Status.OK, f"{redact_text(address)} answers")
 
 
 def check_data(url: str, config: "DataConfig") -> Finding:

@@ -36,6 +36,13 @@ _SETTINGS = {
 }
 
 
+_SIGNS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted; name its CA in MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "error code 401": "user or password is wrong; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+"""What a user can do about an error whose own words hide it."""
+
+
 class ServerError(UserError):
     """The tracking server did not answer, or refused: one line with its address."""
 
@@ -103,6 +110,9 @@ def experiment_id(client: "MlflowClient", name: str = EXPERIMENT) -> str:
 def one_line(error: Exception) -> str:
     """What an error says, without secrets and without the SQL, HTML or chain of wrapped errors that may follow."""
     text = redact_text(str(error).strip())
+    for sign, meaning in _SIGNS.items():
+        if sign in text:
+            return meaning
     if "Max retries exceeded" in text or "NewConnectionError" in text:
         return "no answer; is the server running, and the address right?"
     return text.splitlines()[0][:240] if text else type(error).__name__

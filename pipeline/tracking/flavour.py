@@ -4,6 +4,8 @@ The code that reads the package is stored with it, and the requirements name wha
 that are installed here. Called by `bundle` when a version is registered.
 """
 
+import base64
+import io
 import json
 import platform
 import zipfile
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from PIL import Image
 
 from pipeline.checkpoint.package import UNET_KIND, Package
 
@@ -26,11 +29,11 @@ NEEDED = ("einops", "fsspec", "mlflow", "numpy", "pillow", "pydantic", "pyyaml",
 NEEDED_FOR_TEXT = ("open_clip_torch", "torchvision")
 """What it imports besides for a text tower or its tokenizer."""
 
-EXAMPLE_PROMPT = "a red circle"
+EXAMPLE_PROMPT, EXAMPLE_SIDE = "a red circle", 256
 
 
 def write_flavour(folder: Path, package: Package, run_id: str) -> None:
-    """Put MLmodel, requirements, the code and, for a latent-unet, an example beside the files of the package."""
+    """Put MLmodel, requirements, the code and an example of the input beside the files of the package."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -41,10 +44,18 @@ def write_flavour(folder: Path, package: Package, run_id: str) -> None:
     (folder / PYTHON_ENV).write_text(yaml.safe_dump(environment))
     model = Model(run_id=run_id, artifact_path="package", signature=_signature(package))
     mlflow.pyfunc.add_to_model(model, LOADER, code=CODE, python_env=PYTHON_ENV)
-    if package.kind == UNET_KIND:
-        (folder / EXAMPLE).write_text(json.dumps({"columns": ["prompt", "seed"], "data": [[EXAMPLE_PROMPT, 0]]}))
-        model.saved_input_example_info = {"artifact_path": EXAMPLE, "type": "dataframe", "pandas_orient": "split"}
+    (folder / EXAMPLE).write_text(json.dumps(_example(package)))
+    model.saved_input_example_info = {"artifact_path": EXAMPLE, "type": "dataframe", "pandas_orient": "split"}
     model.save(str(folder / "MLmodel"))
+
+
+def _example(package: Package) -> dict[str, Any]:
+    """A table as pandas splits it: a prompt and its seed, or a grey ramp of the autoencoder's size, a PNG in base64."""
+    if package.kind == UNET_KIND:
+        return {"columns": ["prompt", "seed"], "data": [[EXAMPLE_PROMPT, 0]]}
+    side, file = package.config.get("resolution", EXAMPLE_SIDE), io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((side, side)).save(file, format="png")
+    return {"columns": ["png"], "data": [[base64.b64encode(file.getvalue()).decode()]]}
 
 
 def _pack_code(package: Path, target: Path) -> None:

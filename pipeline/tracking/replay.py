@@ -1,25 +1,23 @@
 """One run on the MLflow server: what of the journal it has, and the requests that bring it the rest.
 
-Each of them may be repeated after a crash without a second trace: MLflow drops a metric that it has, params of the
-same value are accepted, files are written over. Called by the shipper, and by nobody else.
+Each of them may be repeated after a crash without a second trace: MLflow drops a metric that it has, and files are
+written over. Called by the shipper, and by nobody else.
 """
 
-import contextlib
 import json
 import socket
 import tempfile
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
-import yaml
 
 from pipeline.checkpoint.generation import MANIFEST, folder_of
 from pipeline.config import config_differences
-from pipeline.redact import redact, redact_text
 from pipeline.run_folder import RunFolder
-from pipeline.storage import join, read_bytes, write_json
+from pipeline.storage import write_json
 from pipeline.tracking.journal import FOLDER, Event, read_all_events
 from pipeline.tracking.lease import REASON_TAG, renew
 from pipeline.tracking.system import read_system
@@ -30,8 +28,7 @@ if TYPE_CHECKING:
 RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end; a stopped run is RUNNING again once it goes on."""
 
-METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
-KEY_CHARACTERS, PARAM_CHARACTERS, TAG_CHARACTERS, DIGEST_CHARACTERS = 250, 6000, 8000, 36
+METRICS_PER_REQUEST, KEY_CHARACTERS, TAG_CHARACTERS = 1000, 250, 8000
 """MLflow's limits."""
 
 CHECKPOINT_TAG = "tessera.checkpoint"
@@ -81,51 +78,6 @@ class Shipped:
         write_json(run_dir / FOLDER / "shipped.json", asdict(self))
 
 
-def describe(client: "MlflowClient", run_id: str, folder: Path, events: list[Event]) -> None:
-    """Params, the resolved config, the lineage and the data: what stands still while the run goes on."""
-    from mlflow.entities import Param
-
-    params = next(event.body["params"] for event in events if event.kind == "params")
-    flat = [Param(k[:KEY_CHARACTERS], v[:PARAM_CHARACTERS]) for k, v in flatten(params).items()]
-    for start in range(0, len(flat), PARAMS_PER_REQUEST):
-        client.log_batch(run_id, params=flat[start : start + PARAMS_PER_REQUEST])
-    origin = next(event for event in events if event.kind == "started").body
-    client.set_tag(run_id, "mlflow.source.name", f"tessera train, process {origin['pid']} on {origin['host']}")
-    for name in ("config.yaml", "lineage.json"):
-        if (folder / name).is_file():
-            tree = redact(yaml.safe_load((folder / name).read_text()))
-            text = json.dumps(tree, indent=2) if name.endswith("json") else yaml.safe_dump(tree, sort_keys=False)
-            client.log_text(run_id, text, name)
-    if (folder / "lineage.json").is_file():
-        lineage = json.loads((folder / "lineage.json").read_text())
-        if lineage.get("git_commit"):
-            client.set_tag(run_id, "mlflow.source.git.commit", lineage["git_commit"])
-        _send_datasets(client, run_id, lineage)
-
-
-def _send_datasets(client: "MlflowClient", run_id: str, lineage: dict[str, Any]) -> None:
-    """The data of the run as MLflow dataset inputs, and its manifests where they can be read from here."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    inputs = []
-    for context, prefix in (("training", "data"), ("validation", "validation")):
-        chosen = lineage.get("selection_digest" if context == "training" else "validation_selection_digest")
-        digest, url = chosen or lineage.get(f"{prefix}_digest"), lineage.get(f"{prefix}_url")
-        if not digest or not url:
-            continue
-        address = redact_text(url)
-        name = address.rstrip("/").rpartition("/")[2] or context
-        dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "tessera-shards", json.dumps({"url": address}))
-        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
-        # Gone, or not reachable from where it is shipped: each kind of storage has errors of its own, and the digest
-        # that matters is recorded already.
-        with contextlib.suppress(Exception):
-            text = redact_text(read_bytes(join(url, "manifest.json")).decode())
-            client.log_text(run_id, text, f"data/{context}-manifest.json")
-    if inputs:
-        client.log_inputs(run_id, inputs)
-
-
 def send_metrics(client: "MlflowClient", shipped: Shipped, events: list[Event]) -> None:
     """New values, on an axis of samples: the one that another batch size does not bend."""
     from mlflow.entities import Metric
@@ -172,9 +124,10 @@ def _send_picture(client: "MlflowClient", run_id: str, path: Path, event: Event)
     from PIL import Image
 
     series = event.body["name"].replace("/", "~")
-    stem = f"{series}+step+{event.samples_seen}+timestamp+{event.time_ms}+{event.attempt}"
-    with Image.open(path) as picture, tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / f"{stem}.png", Path(place) / f"{stem}+compressed.webp"]
+    place = f"{series}+step+{event.samples_seen}+timestamp+{event.time_ms}"
+    stem = f"{place}+{uuid.uuid5(uuid.NAMESPACE_OID, place)}"
+    with Image.open(path) as picture, tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{stem}.png", Path(folder) / f"{stem}+compressed.webp"]
         for file, image in zip(files, (picture, compress_image_size(picture)), strict=True):
             image.save(file)
             client.log_artifact(run_id, str(file), "images")
@@ -186,11 +139,13 @@ def send_checkpoint(client: "MlflowClient", run_id: str, folder: Path, events: l
     if not commits:
         return
     path = folder_of(RunFolder(folder).checkpoints, commits[-1].body["generation"])
-    record = {"uri": path.absolute().as_uri(), "samples_seen": commits[-1].samples_seen}
-    with contextlib.suppress(OSError, ValueError):  # a newer one has taken its place already, and tells of itself
+    try:
         manifest = json.loads((path / MANIFEST).read_text())
-        client.log_dict(run_id, {**record, "manifest": manifest}, "checkpoint.json")
-        client.set_tag(run_id, CHECKPOINT_TAG, record["uri"])
+    except (OSError, ValueError):  # a newer one has taken its place already, and tells of itself
+        return
+    record = {"uri": path.absolute().as_uri(), "samples_seen": commits[-1].samples_seen, "manifest": manifest}
+    client.log_dict(run_id, record, "checkpoint.json")
+    client.set_tag(run_id, CHECKPOINT_TAG, record["uri"])
 
 
 def send_system(client: "MlflowClient", shipped: Shipped, folder: Path) -> None:
@@ -239,11 +194,3 @@ def _alive(start: Event) -> bool:
     except psutil.NoSuchProcess:
         return False
     return born_ms <= start.time_ms + CLOCK_SLACK_MS
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": [1, 2]}}` as `{"a.b": "[1, 2]"}`."""
-    if isinstance(tree, dict):
-        parts = [flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
-        return {name: value for part in parts for name, value in part.items()}
-    return {prefix: tree if isinstance(tree, str) else json.dumps(tree)}

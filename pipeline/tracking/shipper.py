@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
 from pipeline.redact import redact_text
+from pipeline.tracking.description import describe
 from pipeline.tracking.journal import FOLDER, Event, read_events
 from pipeline.tracking.lease import reap, renew
 from pipeline.tracking.replay import (
     Shipped,
-    describe,
     send_checkpoint,
     send_metrics,
     send_pictures,

@@ -1,5 +1,6 @@
 """Replay into a real MLflow store: exactly once, only what is settled, whatever dies in between."""
 
+import errno
 import json
 import logging
 import os
@@ -138,6 +139,33 @@ def test_a_crash_between_any_two_requests(
     assert losses(client) == {1: 1.0, 2: 2.0, 3: 3.0}
     assert len(client.list_artifacts(run.info.run_id, "images")) == 2
     assert (run.info.status, run.data.tags["tessera.reason"]) == ("FAILED", "out of memory")
+
+
+def test_a_picture_that_was_cut_off_is_written_over(
+    client: "MlflowClient", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose disk filled up in the middle of an upload has half a file, and tells of it."""
+    journal = start(tmp_path / "toy")
+    Image.linear_gradient("L").save(tmp_path / "toy" / "p.png")
+    journal.picture("preview", tmp_path / "toy" / "p.png", 3)
+    journal.committed(3, 3)
+    genuine = type(client).log_artifact
+
+    def cut_off(self: "MlflowClient", run_id: str, path: str, folder: str) -> None:
+        Path(path).write_bytes(Path(path).read_bytes()[:40])
+        genuine(self, run_id, path, folder)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "log_artifact", cut_off)
+        assert not ship(tmp_path / "toy")
+    assert ship(tmp_path / "toy")
+    run_id = the_run(client).info.run_id
+    paths = [client.download_artifacts(run_id, item.path) for item in client.list_artifacts(run_id, "images")]
+    assert len(paths) == 2
+    for path in paths:
+        with Image.open(path) as picture:
+            picture.load()
 
 
 def test_run_is_found_again_by_its_tag(client: "MlflowClient", tmp_path: Path) -> None:

@@ -1,58 +1,74 @@
 """Our sharding beside img2dataset, webdataset's ShardWriter and Ray Data: pictures for each second of CPU time.
 
-The same photo-like pictures of 1024 px become JPEGs of 256 px: area filter, quality 95, two processes. img2dataset
-wants an environment of its own (it needs older libraries): IMG2DATASET_PYTHON names its interpreter; without it its
-race is left out. CPU time is that of the whole process tree, start of the interpreters included.
+The same photo-like pictures of 1024 px become JPEGs of 256 px: area filter, quality 95, two processes, shards of 1000.
+CPU time is that of the whole process tree, start of the interpreters included. img2dataset needs older libraries, so it
+wants an environment of its own, whose interpreter IMG2DATASET_PYTHON names; without it its two races are left out:
+
+    python3 -m venv img2dataset && img2dataset/bin/pip install img2dataset==1.47.0
+    IMG2DATASET_PYTHON=img2dataset/bin/python python -m benchmarks.sharding
 """
 
 import os
-import resource
 import subprocess
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-import cv2
-import numpy as np
-import psutil
-
+from benchmarks.cpu_time import run
+from benchmarks.likeness import print_likeness
 from benchmarks.photos import write_photos
 from benchmarks.race import Result, Side, Stopwatch, race
-from pipeline.data.tar import parse_samples
 
 SIDE, SIZE, QUALITY = 1024, 256, 95
+NUM_PICTURES = 2000
 PEERS = "benchmarks.sharding_peers"
 numbers = count()
 
 
-def races(folder: Path, num_pictures: int = 2000, num_rounds: int = 5) -> Iterator[Result]:
-    """From HTTP beside img2dataset, from disk beside the writers; the likeness of the outputs is printed."""
+def main() -> None:
+    """These races alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        for result in races(Path(folder) / "sharding", num_rounds=3):
+            print(f"\n{result}", flush=True)
+
+
+def races(folder: Path, num_pictures: int = NUM_PICTURES, num_rounds: int = 5) -> Iterator[Result]:
+    """From HTTP and from files beside img2dataset, from disk beside the writers; the likeness of outputs is printed."""
     photos = write_photos(folder / "photos", num_pictures, SIDE)
-    python = os.environ.get("IMG2DATASET_PYTHON")
-    if python:
-        with serving(folder / "photos") as url:
-            urls = folder / "urls.csv"
-            rows = [f"{url}/{path.name},{path.with_suffix('.txt').read_text().replace(',', ' ')}" for path in photos]
-            urls.write_text("\n".join(["url,caption", *rows]) + "\n")
-            sides = [
-                Side("ours", partial(ours, urls, folder, num_pictures)),
-                Side(f"img2dataset {version_of(python)}", partial(img2dataset, python, urls, folder, num_pictures)),
-            ]
-            yield race("Sharding from HTTP", "pictures/CPU s", sides, num_rounds)
-            print_likeness(folder, len(photos))
+    if python := os.environ.get("IMG2DATASET_PYTHON"):
+        yield from img2dataset_races(folder, photos, python, num_rounds)
     else:
-        print("\nSharding from HTTP: left out; IMG2DATASET_PYTHON names no interpreter with img2dataset")
+        print("\nSharding beside img2dataset: left out; IMG2DATASET_PYTHON names no interpreter that has it")
     for name in ("webdataset", "ray"):
         sides = [
             Side("ours", partial(ours, folder / "photos", folder, num_pictures)),
             Side(name, partial(peer, name, folder, num_pictures)),
         ]
         yield race(f"Sharding from disk beside {name}", "pictures/CPU s", sides, num_rounds)
+
+
+def img2dataset_races(folder: Path, photos: Sequence[Path], python: str, num_rounds: int) -> Iterator[Result]:
+    """The same list of URLs for both: of a server on loopback, then of files, where nobody pays for HTTP."""
+    with serving(folder / "photos") as server:
+        for title, url in (("HTTP", server), ("files", f"file://{folder}/photos")):
+            urls = write_urls(folder / f"{title}.csv", url, photos)
+            sides = [
+                Side("ours", partial(ours, urls, folder, len(photos))),
+                Side(f"img2dataset {version_of(python)}", partial(img2dataset, python, urls, folder, len(photos))),
+            ]
+            yield race(f"Sharding from {title}", "pictures/CPU s", sides, num_rounds)
+    print_likeness(folder, photos, SIZE)
+
+
+def write_urls(table: Path, url: str, photos: Sequence[Path]) -> Path:
+    """A table of URLs and captions."""
+    rows = [f"{url}/{path.name},{path.with_suffix('.txt').read_text().replace(',', ' ')}" for path in photos]
+    table.write_text("\n".join(["url,caption", *rows]) + "\n")
+    return table
 
 
 def ours(source: Path, folder: Path, num_pictures: int, watch: Stopwatch) -> int:
@@ -64,7 +80,7 @@ def ours(source: Path, folder: Path, num_pictures: int, watch: Stopwatch) -> int
 
 
 def img2dataset(python: str, urls: Path, folder: Path, num_pictures: int, watch: Stopwatch) -> int:
-    """With its defaults for filter and quality, and thread_count 32 as ours."""
+    """With its defaults for the filter, and as many threads in a process as ours."""
     out = folder / f"theirs-{next(numbers)}"
     code = (
         "from img2dataset import download\n"
@@ -85,77 +101,6 @@ def peer(name: str, folder: Path, num_pictures: int, watch: Stopwatch) -> int:
     return num_pictures
 
 
-def run(command: Sequence[str], watch: Stopwatch) -> None:
-    """Add the CPU time of the command and of all its descendants, as far as they were waited for or seen."""
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    seen: dict[int, float] = {}
-    watcher = threading.Thread(target=watch_tree, args=(process.pid, seen), daemon=True)
-    watcher.start()
-    _, errors = process.communicate()
-    watcher.join()
-    if process.returncode:
-        raise RuntimeError(f"{command[:4]}: {errors.decode()[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    waited_for = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    watch.seconds += max(waited_for, sum(seen.values()))
-
-
-def watch_tree(pid: int, seen: dict[int, float]) -> None:
-    """CPU seconds of each process of a tree, as they were last seen: Ray's workers are waited for by nobody."""
-    try:
-        root = psutil.Process(pid)
-        while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
-            for process in [root, *root.children(recursive=True)]:
-                try:
-                    times = process.cpu_times()
-                    seen[process.pid] = times.user + times.system
-                except psutil.NoSuchProcess:
-                    continue
-            time.sleep(0.1)
-    except psutil.NoSuchProcess:
-        return
-
-
-def print_likeness(folder: Path, num_pictures: int) -> None:
-    """PSNR between the two outputs, picture by picture, by caption."""
-    mine = samples_of(min(folder.glob("ours-*")))
-    theirs = samples_of(min(folder.glob("theirs-*")))
-    assert len(mine) == len(theirs) == num_pictures, (len(mine), len(theirs), num_pictures)
-    values = [psnr(mine[caption], theirs[caption]) for caption in sorted(mine)[:500]]
-    print(f"\nPSNR between the outputs: median {np.median(values):.1f} dB, least {min(values):.1f} dB")
-    reference = [exact(folder, caption) for caption in sorted(mine)[:200]]
-    for name, samples in (("ours", mine), ("img2dataset", theirs)):
-        against = [
-            psnr(samples[caption], wanted) for caption, wanted in zip(sorted(mine)[:200], reference, strict=True)
-        ]
-        print(f"PSNR against float area means of the full decode: {name} median {np.median(against):.2f} dB")
-
-
-def samples_of(folder: Path) -> dict[str, np.ndarray]:
-    """Caption without commas -> pixels, blue first."""
-    found = {}
-    for path in folder.glob("*.tar"):
-        for sample in parse_samples(path.read_bytes()):
-            pixels = cv2.imdecode(np.frombuffer(sample.members["jpg"], np.uint8), cv2.IMREAD_COLOR)
-            found[sample.members["txt"].decode().replace(",", " ")] = pixels
-    return found
-
-
-def exact(folder: Path, caption: str) -> np.ndarray:
-    """The means of 4 x 4 pixels in floating point."""
-    path = folder / "photos" / f"{int(caption.split()[2]):05d}.jpg"
-    factor = SIDE // SIZE
-    full = cv2.imread(str(path)).astype(np.float64)
-    return full.reshape(SIZE, factor, SIZE, factor, 3).mean(axis=(1, 3))
-
-
-def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
-    """dB."""
-    return 10 * np.log10(255**2 / np.square(found.astype(float) - wanted).mean())
-
-
 def version_of(python: str) -> str:
     """Of img2dataset in that environment."""
     code = "from importlib.metadata import version; print(version('img2dataset'))"
@@ -172,3 +117,7 @@ def serving(folder: Path) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+if __name__ == "__main__":
+    main()

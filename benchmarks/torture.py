@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.sharding import psnr, serving
+from benchmarks.likeness import psnr
+from benchmarks.sharding import serving
 from data_tools.pixels.header import BadImage
 from data_tools.pixels.prepare import prepare
 from pipeline.data.tar import parse_samples

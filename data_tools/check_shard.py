@@ -9,14 +9,13 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from mmap import mmap
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pyarrow import ArrowException, parquet
 
 from data_tools.index import HEADERS_PREFIX, headers_digest
-from data_tools.shard_writer import SUCCESS, sample_digest
 from data_tools.sidecars import DaliIndex, dali_name
+from data_tools.table import SUCCESS, sample_digest, table_rows
 from data_tools.tars import SampleSpan, opened, picture_of, sample_spans
 from pipeline import storage
 from pipeline.config import UserError
@@ -143,19 +142,6 @@ def _table_hashes(task: CheckTask, spans: list[SampleSpan], check: ShardCheck) -
     if [row["key"] for row in good] != [span.key for span in spans]:
         check.faults.append(Fault("table", f"{table_name(task.record.name)} lists other samples than the tar holds"))
     return {row["key"]: row["sample_sha256"] for row in good if row.get("sample_sha256")}
-
-
-def table_rows(url: str, shard: str, columns: list[str] | None = None) -> list[dict[str, Any]] | None:
-    """The rows of a shard's table; none of them when it is broken, None when there is no table."""
-    place = storage.join(url, table_name(shard))
-    if not storage.exists(place):
-        return None
-    try:
-        file = parquet.ParquetFile(io.BytesIO(storage.read_bytes(place)))
-        there = file.schema_arrow.names
-        return file.read([name for name in columns or there if name in there]).to_pylist()
-    except ArrowException:
-        return []
 
 
 def _check_samples(

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from data_tools.shard_writer import SUCCESS
 from data_tools.sidecars import write_sidecars
+from data_tools.table import SUCCESS
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.shards import Manifest, ShardRecord, shard_name

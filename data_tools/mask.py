@@ -15,7 +15,8 @@ from pydantic import Field
 
 from data_tools.perceptual import far_apart, perceptual_hashes
 from data_tools.rows import UNREADABLE, rows_of_shard
-from data_tools.shard_writer import SUCCESS
+from data_tools.sources.pair import no_column
+from data_tools.table import SUCCESS
 from pipeline import storage
 from pipeline.config import Config, UserError
 from pipeline.data.selection import Selection
@@ -133,7 +134,7 @@ def _condition(text: str) -> Callable[[Row], bool]:
 
     def keeps(row: Row) -> bool:
         if column not in row:
-            raise UserError(f"--where {text!r}: no column {column}; there are {', '.join(row)}")
+            raise UserError(f"--where {text!r}: {no_column(column, row)}")
         found = row[column]
         if found is None:
             return False

@@ -4,7 +4,6 @@ Only shards with faults are written again. Bad samples leave their tar; of a tar
 break stay; indexes, table, stats and manifest follow. Called by `tessera-data validate --repair`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from mmap import mmap
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.check_shard import ShardCheck, offsets_of, table_rows
-from data_tools.shard_writer import REFUSED, SUCCESS, Row, sample_digest, shard_stats, table_bytes
+from data_tools.check_shard import ShardCheck, offsets_of
+from data_tools.shard_writer import shard_stats
 from data_tools.sidecars import DaliIndex, dali_name, write_sidecars
+from data_tools.table import REFUSED, SUCCESS, Row, row_of, table_bytes, table_rows
 from data_tools.tars import SampleSpan, opened, sample_spans
 from pipeline import storage
 from pipeline.data.shards import (
@@ -27,7 +27,7 @@ from pipeline.data.shards import (
     write_index,
     write_shard,
 )
-from pipeline.data.tar import TarError, TarSample, metadata_of, parse_samples, write_samples
+from pipeline.data.tar import TarError, TarSample, parse_samples, write_samples
 
 QUARANTINE = "quarantine"
 """Folder inside the dataset."""
@@ -122,7 +122,7 @@ def _write_facts(
         rows = table_rows(url, record.name) or []
         told = {row["key"] for row in rows}
         rows = [_row_after(row, keys, reasons) for row in rows]
-        rows += [_row_of(sample) for sample in _samples(buffer, [span for span in good if span.key not in told])]
+        rows += [row_of(sample) for sample in _samples(buffer, [span for span in good if span.key not in told])]
         rows.sort(key=lambda row: row["key"])
         storage.write_bytes(
             storage.join(url, table_name(record.name)), table_bytes(rows, stats["plan"]["input"]["columns"])
@@ -137,8 +137,3 @@ def _row_after(row: Row, keys: set[str], reasons: Mapping[str, str]) -> Row:
         return row
     reason = f"quarantined: {reasons.get(row['key'], 'lost behind a break of the tar')}"
     return row | {"status": REFUSED, "error_message": reason, "sample_sha256": None}
-
-
-def _row_of(sample: TarSample) -> Row:
-    """The row that a sample carries in its metadata."""
-    return json.loads(metadata_of(sample)) | {"sample_sha256": sample_digest(sample.members)}

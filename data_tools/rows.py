@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from pyarrow import parquet
 
-from data_tools.shard_writer import OWN_COLUMNS, SUCCESS
+from data_tools.table import OWN_COLUMNS, SUCCESS
 from data_tools.tars import opened, picture_of, sample_spans
 from pipeline import storage
 from pipeline.data.shards import ShardRecord, table_name

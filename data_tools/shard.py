@@ -7,7 +7,7 @@ or settings on the same folder is refused. Called by `tessera-data shard`.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -16,12 +16,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data_tools.finish import finish_dataset
+from data_tools.kept import UNDER_WAY, is_open
 from data_tools.pair_list import PairList
 from data_tools.pixels.prepare import Extension
 from data_tools.pixels.resize import ResizeMode
 from data_tools.pool import Engine, map_unordered
-from data_tools.shard_writer import ShardTask, free_name, make_shard
+from data_tools.shard_writer import ShardTask, make_shard
 from data_tools.sources.pair import Source
+from data_tools.table import free_name
 from data_tools.web import WebConfig
 from pipeline import storage
 from pipeline.config import Config, UserError, config_differences
@@ -56,7 +58,7 @@ class ShardConfig(Config):
 
 
 class WorkConfig(Config):
-    """Who does the work; none of it changes a byte."""
+    """Who does which part of the work; none of it changes what a whole dataset holds."""
 
     num_workers: int = Field(1, gt=0)
     """Worker processes on this machine."""
@@ -64,6 +66,8 @@ class WorkConfig(Config):
     """process, or ray: the cores of a cluster."""
     share: tuple[int, int] = (0, 1)
     """(i, n): the i-th of n equal runs of shards, for n commands that work side by side."""
+    retry_failed: bool = False
+    """Inputs that failed in an earlier run are tried again, and what is found takes its place beside what is there."""
     web: WebConfig = WebConfig()
     """How pictures come over a network."""
 
@@ -83,10 +87,13 @@ def shard_dataset(source: Source, name: str, out: str, config: ShardConfig, work
         columns = {free_name(column): kind for column, kind in pairs.extra_columns().items()}
         extension: Extension = config.format or ("png" if pairs.all_lossless else "jpg")
         plan = _plan(config, extension, pairs, columns)
-        done = _finished_shards(out, plan)
+        found = _shards_of_plan(out, plan)
+        done = {name: stats for name, stats in found.items() if UNDER_WAY not in stats}
         num_shards = -(-len(pairs) // config.samples_per_shard)
-        todo = [shard_id for shard_id in _share_of(num_shards, work.share) if shard_name(shard_id) not in done]
-        tasks = _tasks(pairs, out, config, extension, columns, plan, _web_of_worker(work), todo)
+        todo = [n for n in _share_of(num_shards, work.share) if is_open(found.get(shard_name(n)), work.retry_failed)]
+        if any(shard_name(number) in found for number in todo):
+            storage.remove(storage.join(out, MANIFEST_NAME))  # until all agrees again
+        tasks = _tasks(pairs, out, config, extension, columns, plan, _web_of_worker(work), todo, found)
         written = map_unordered(make_shard, tasks, len(todo), work.num_workers, f"sharding into {out}", work.engine)
         try:
             for stats in written:
@@ -117,8 +124,8 @@ def _encoders() -> dict[str, str]:
     return {name: str(module.__version__) for name, module in modules.items()} | {"simplejpeg": version("simplejpeg")}
 
 
-def _finished_shards(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Stats by shard name of what an earlier run of the same plan has written.
+def _shards_of_plan(out: str, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Stats by shard name of what earlier runs of the same plan have written.
 
     Raises:
         UserError: shards of another plan, or of another program.
@@ -161,9 +168,10 @@ def _tasks(
     plan: Mapping[str, Any],
     web: WebConfig,
     shard_ids: Sequence[int],
+    found: Collection[str],
 ) -> Iterator[ShardTask]:
     """One task for each shard: the mixed pairs, cut into runs of `samples_per_shard`."""
-    order = shuffled_order(len(pairs), config.shuffle_seed)
+    order = _order(pairs, config.shuffle_seed)
     key_digits = math.ceil(math.log10(config.samples_per_shard)) if config.samples_per_shard > 1 else 1
     plan = json.loads(json.dumps(plan))  # as it will be read again
     for shard_id in shard_ids:
@@ -180,7 +188,16 @@ def _tasks(
             web=web,
             extra_columns=columns,
             plan=plan,
+            keeps_samples=shard_name(shard_id) in found,
         )
+
+
+def _order(pairs: PairList, seed: int) -> np.ndarray:
+    """The pairs mixed; where they lie in row groups, which are read as a whole, the groups mixed."""
+    if not len(pairs.group_starts):
+        return shuffled_order(len(pairs), seed)
+    groups = np.split(np.arange(len(pairs)), pairs.group_starts[1:])
+    return np.concatenate([groups[number] for number in shuffled_order(len(groups), seed)])
 
 
 def shuffled_order(num: int, seed: int) -> np.ndarray:

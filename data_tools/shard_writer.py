@@ -5,46 +5,36 @@ columns and stats are named as img2dataset names them. Called by `data_tools.sha
 """
 
 import hashlib
-import io
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import parquet
-
 from data_tools.fetch import Outcome, read_ahead
+from data_tools.kept import kept_samples
 from data_tools.pixels.header import BadImage
 from data_tools.pixels.prepare import Extension, prepare
 from data_tools.pixels.resize import ResizeMode
 from data_tools.sidecars import DaliIndex
 from data_tools.sources.pair import Pair
+from data_tools.table import (
+    OWN_COLUMNS,
+    REFUSED,
+    SUCCESS,
+    UNREADABLE,
+    Row,
+    free_name,
+    row_of,
+    sample_digest,
+    table_bytes,
+)
 from data_tools.web import OptedOut, WebConfig
 from pipeline import storage
 from pipeline.data.shards import ShardRecord, shard_name, stats_name, table_name, write_shard
 from pipeline.data.tar import TarSample
-
-SUCCESS, UNREADABLE, REFUSED = "success", "failed_to_download", "failed_to_resize"
-OWN_COLUMNS = {
-    "caption": pa.string(),
-    "url": pa.string(),
-    "key": pa.string(),
-    "status": pa.string(),
-    "error_message": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "original_width": pa.int32(),
-    "original_height": pa.int32(),
-    "sha256": pa.string(),
-    "sample_sha256": pa.string(),
-}
-"""Columns of a shard's table without those of the input, which stand after `url`. sha256: of the picture as found, as
-img2dataset has it; sample_sha256: of the sample as stored (`sample_digest`)."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,8 @@ class ShardTask:
     """Further columns of the input and their Arrow types."""
     plan: Mapping[str, Any]
     """Written into the stats: what another run must agree with to go on here."""
+    keeps_samples: bool = False
+    """The shard is there, and only its failed inputs are read."""
 
 
 def make_shard(task: ShardTask) -> Row:
@@ -73,12 +65,14 @@ def make_shard(task: ShardTask) -> Row:
 
     Raises:
         OSError: `task.out` cannot be written.
+        UserError: the shard whose samples are to be kept is damaged.
     """
     started = time.time()
     name = shard_name(task.shard_id)
     rows: list[Row] = []
     dali = DaliIndex()
-    record = write_shard(task.out, name, dali.passing(_samples(task, rows)))
+    with kept_samples(task.out, name) if task.keeps_samples else nullcontext({}) as kept:
+        record = write_shard(task.out, name, dali.passing(_samples(task, kept, rows)))
     dali.save(task.out, name)
     storage.write_bytes(storage.join(task.out, table_name(name)), table_bytes(rows, task.extra_columns))
     stats = shard_stats(rows, record, task.plan, started, time.time())
@@ -104,30 +98,22 @@ def shard_stats(rows: Sequence[Row], record: ShardRecord, plan: Mapping[str, Any
     }
 
 
-def free_name(column: str) -> str:
-    """The name of a further column: with `input_` before it where the shard's table needs the name itself."""
-    return f"input_{column}" if column in OWN_COLUMNS else column
-
-
-def sample_digest(members: Mapping[str, bytes]) -> str:
-    """sha256 hex digest of a stored sample: its members by extension, each with its length."""
-    digest = hashlib.sha256()
-    for extension in sorted(members):
-        digest.update(f"{extension} {len(members[extension])}\n".encode())
-        digest.update(members[extension])
-    return digest.hexdigest()
-
-
-def _samples(task: ShardTask, rows: list[Row]) -> Iterator[TarSample]:
-    """The samples that turn out good; `rows` gets one line for every pair, good or not."""
-    for place, (pair, outcome) in enumerate(read_ahead(task.pairs, task.web)):
-        key = f"{task.shard_id:05d}{place:0{task.key_digits}d}"
+def _samples(task: ShardTask, kept: Mapping[str, TarSample], rows: list[Row]) -> Iterator[TarSample]:
+    """The samples that are kept or turn out good; `rows` gets one line for every pair, good or not."""
+    keys = [f"{task.shard_id:05d}{place:0{task.key_digits}d}" for place in range(len(task.pairs))]
+    outcomes = read_ahead([pair for key, pair in zip(keys, task.pairs, strict=True) if key not in kept], task.web)
+    for key, pair in zip(keys, task.pairs, strict=True):
+        if key in kept:
+            sample = kept[key]
+            rows.append(row_of(sample))
+            yield sample
+            continue
         row: Row = dict.fromkeys(OWN_COLUMNS) | {"caption": pair.caption, "url": pair.name, "key": key}
         row |= {free_name(name): value for name, value in pair.extra.items()}
         rows.append(row)
-        sample = _read(task, outcome, row)
-        if sample is not None:
-            yield sample
+        found = _read(task, next(outcomes)[1], row)
+        if found is not None:
+            yield found
 
 
 def _read(task: ShardTask, outcome: Outcome, row: Row) -> TarSample | None:
@@ -158,25 +144,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return str(error) if type(error) in (OSError, OptedOut) else f"{type(error).__name__}: {error}"
-
-
-def table_bytes(rows: Sequence[Row], extra_columns: Mapping[str, str]) -> bytes:
-    """The rows as a Parquet file: input columns first, then what became of each."""
-    extra = {name: pa.type_for_alias(alias) for name, alias in extra_columns.items()}
-    own = list(OWN_COLUMNS.items())
-    schema = pa.schema([*own[:2], *extra.items(), *own[2:]])
-    columns = {name: [_cell(row.get(name), schema.field(name).type) for row in rows] for name in schema.names}
-    file = io.BytesIO()
-    parquet.write_table(pa.table(columns, schema=schema), file)
-    return file.getvalue()
-
-
-def _cell(value: Any, kind: pa.DataType) -> Any:
-    """A value that fits its column: what is not text goes into a text column as JSON, what is no number nowhere."""
-    if value is None or pa.types.is_integer(kind):
-        return value
-    if kind == pa.bool_():
-        return value if isinstance(value, bool) else None
-    if kind == pa.float64():
-        return float(value) if isinstance(value, int | float) else None
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

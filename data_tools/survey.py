@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_tools.progress import track
 from data_tools.rows import rows_of_shard
-from data_tools.shard_writer import SUCCESS
+from data_tools.table import SUCCESS
 from data_tools.tars import picture_of
 from pipeline import storage
 from pipeline.config import UserError

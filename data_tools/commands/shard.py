@@ -2,17 +2,19 @@
 
 INPUT is one of
   a folder of pictures, each beside a .txt or .json of the same name;
-  a .csv, .tsv, .jsonl or .parquet table (also .gz, also a folder of them) with a column for path or URL and one for
-  the caption; a .txt with one URL a line;
+  a .csv, .tsv, .jsonl or .parquet table (also .gz, also a folder of them, or a pattern in quotes) with a column for
+  path or URL, or for the picture itself in Parquet, and one for the caption; a .txt with one URL a line;
   a COCO captions .json; a folder saved by Hugging Face datasets; a WebDataset .tar or a folder of them.
 Paths and URLs of any kind that fsspec knows, http(s) for the pictures of a table. Pictures become upright 8-bit sRGB;
 those that need no change are stored byte for byte. What cannot be read is listed with its reason in the shard's table,
-and the run goes on. The same command again writes only the shards that are missing.
+and the run goes on. The same command again writes only the shards that are missing; with --retry-failed it also tries
+again what failed, and puts what it finds in its place beside what is there.
 
 Example:
   tessera-data shard pictures --out shards --size 256 --resize center_crop
   tessera-data shard urls.parquet --out s3://bucket/shards --size 512 --resize keep_ratio --num-workers 16
   tessera-data shard urls.parquet --out s3://bucket/shards --shard-range $SLURM_ARRAY_TASK_ID/10
+  tessera-data shard 'hf://datasets/owner/name/data/train-*.parquet' --out shards
 """
 
 import argparse
@@ -36,7 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("input", metavar="INPUT", help="folder, table, list, COCO file or tars; a path or an fsspec URL")
     add("--out", required=True, metavar="URL", help="folder or URL for the shards")
-    add("--picture-column", metavar="NAME", help="column with the path or URL (default: the first of the usual names)")
+    add(
+        "--picture-column",
+        metavar="NAME",
+        help="column with the path, URL or picture (default: the first of the usual names)",
+    )
     add("--caption-column", metavar="NAME", help="column with the caption (default: the first of the usual names)")
     add("--size", type=int, metavar="S", help="side in pixels (default: pictures keep their size)")
     add("--resize", choices=get_args(ResizeMode), help="default center_crop with --size, else none")
@@ -47,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--num-workers", type=int, default=usable_cpus(), metavar="N", help="worker processes (default: one a core)")
     add("--engine", choices=("process", "ray"), default="process", help="workers here, or on a Ray cluster")
     add("--shard-range", default="0/1", metavar="I/N", help="only the I-th of N parts, counted from 0; for job arrays")
+    add("--retry-failed", action="store_true", help="try again what failed; not while a run reads the shards")
     add("--num-threads", type=int, default=32, metavar="N", help="downloads at once in one worker (default 32)")
     add("--num-retries", type=int, default=2, metavar="N", help="further attempts of a failed download (default 2)")
     add("--timeout-seconds", type=float, default=20.0, metavar="T", help="for each answer of a server (default 20)")
@@ -66,7 +73,13 @@ def run(args: argparse.Namespace) -> int:
     }
     config = parse_config(settings, ShardConfig, SOURCE)
     web = {name: getattr(args, name) for name in WebConfig.model_fields}
-    work = {"num_workers": args.num_workers, "engine": args.engine, "share": _share(args.shard_range), "web": web}
+    work = {
+        "num_workers": args.num_workers,
+        "engine": args.engine,
+        "share": _share(args.shard_range),
+        "retry_failed": args.retry_failed,
+        "web": web,
+    }
     source = open_source(args.input, args.picture_column, args.caption_column)
     summary = shard_dataset(source, args.input, args.out, config, parse_config(work, WorkConfig, SOURCE))
     print(json.dumps(summary) if args.json else _sentence(summary))

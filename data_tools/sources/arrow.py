@@ -7,17 +7,16 @@ alone. Called by `open_source`.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from data_tools.sources.pair import CAPTION_COLUMNS, Pair, Source, first_of
+from data_tools.sources.pair import CAPTION_COLUMNS, Pair, Source, ending_of, first_of, no_column, text_of
+from data_tools.sources.parquet import holds_bytes, holds_pictures
 from pipeline import storage
 from pipeline.config import UserError
 
 STATE_NAME, SPLITS_NAME = "state.json", "dataset_dict.json"
-MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 
 @dataclass(frozen=True)
@@ -57,34 +56,36 @@ class ArrowSource(Source):
         for batch in pa.ipc.open_stream(whole):
             picture, caption = self._columns(file, batch.schema)
             spans, names = _spans(batch.column(picture), whole)
-            others = batch.select([other for other in batch.schema.names if other not in (picture, caption)])
+            others = batch.select(_others(batch.schema, picture, caption))
             rows = zip(spans, names, batch.column(caption).to_pylist(), others.to_pylist(), strict=True)
             for span, path, text, extra in rows:
                 if span is None and path is None:
                     raise UserError(f"{file}: row {number} has no picture")
                 start = bytes(whole[span[0] : span[0] + 4]) if span else b""
-                ending = next((end for magic, end in MAGIC.items() if start.startswith(magic)), "bin")
-                label = path or f"{name}/{number}.{ending}"
+                label = path or f"{name}/{number}.{ending_of(start)}"
                 place = file if path is None or span is not None else path
-                yield Pair(label, place, span, caption=_text(text), extra=extra)
+                yield Pair(label, place, span, caption=text_of(text).strip(), extra=extra)
                 number += 1
 
     def _columns(self, file: str, schema: pa.Schema) -> tuple[str, str]:
         """The names of the columns with the pictures and with the captions."""
-        pictures = [field.name for field in schema if _holds_pictures(field.type)]
+        pictures = [field.name for field in schema if holds_pictures(field.type)]
         picture = self.picture_column or next(iter(pictures), None)
         caption = self.caption_column or first_of(CAPTION_COLUMNS, schema.names)
         if picture not in pictures:
-            raise UserError(f"{file}: no column of pictures among {', '.join(schema.names)}")
+            reason = no_column(picture, schema.names) if picture else f"no pictures in {', '.join(schema.names)}"
+            raise UserError(f"{file}: {reason}; name the column of pictures with --picture-column")
         if caption not in schema.names:
-            raise UserError(f"{file}: no column named {' or '.join(CAPTION_COLUMNS)}; name it with --caption-column")
+            reason = no_column(caption or "caption", schema.names)
+            raise UserError(f"{file}: {reason}; name the captions with --caption-column")
         assert picture is not None and caption is not None
         return picture, caption
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
-    """`datasets.Image` is stored as a struct of bytes and path."""
-    return pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}
+def _others(schema: pa.Schema, picture: str, caption: str) -> list[str]:
+    """The further columns: no bytes, and the captions only where there are several to a picture."""
+    plain = [field.name for field in schema if not holds_bytes(field.type)]
+    return [name for name in plain if name != caption or pa.types.is_list(schema.field(name).type)]
 
 
 def _spans(column: pa.StructArray, whole: pa.Buffer) -> tuple[list[tuple[int, int] | None], list[str | None]]:
@@ -96,9 +97,3 @@ def _spans(column: pa.StructArray, whole: pa.Buffer) -> tuple[list[tuple[int, in
     places = (ends + (values.address - whole.address if values else 0)).tolist()  # nothing was copied out of the file
     spans = [span if there else None for span, there in zip(pairwise(places), data.is_valid().to_pylist(), strict=True)]
     return spans, column.field("path").to_pylist()
-
-
-def _text(value: Any) -> str:
-    """A caption, or the first of several."""
-    value = value[0] if isinstance(value, list) and value else value
-    return str(value or "").strip()

@@ -3,22 +3,37 @@
 Called by the sources, by the list of pairs between them and the writers, and by the shard writers.
 """
 
+import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.data.tar import TarSample, caption_of, metadata_of, parse_samples
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOSSLESS_ENDINGS = (".png", ".gif", ".bmp", ".tif", ".tiff")
-CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "top_caption", "alt_text", "alt")
+CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "top_caption", "alt_text", "alt", "captions")
+MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 Span = tuple[int, int]
 """First byte, and the byte after the last."""
-Fetch = Callable[[str, Span | None], bytes]
-"""URL and span (None: all of it) -> bytes; raises OSError."""
+
+
+class Cell(NamedTuple):
+    """One cell of a Parquet file."""
+
+    column: str
+    """With its dots where the bytes are a field of a struct."""
+    group: int
+    """Number of the row group in the file."""
+    row: int
+    """In the group."""
+
+
+Fetch = Callable[[str, Span | Cell | None], bytes]
+"""URL and place in it (None: all of it) -> bytes; raises OSError."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,8 @@ class Pair:
     """Path or URL to fetch the picture from."""
     span: Span | None = None
     """Where it lies in that file; None for the whole file."""
+    cell: Cell | None = None
+    """Where it lies in that file when the file is a Parquet table with pictures inside."""
     in_tar: bool = False
     """The span holds the members of a WebDataset sample: picture, caption and metadata."""
     caption: str | None = None
@@ -48,7 +65,8 @@ class Pair:
     caption_file: str | None = None
     """Path or URL of a .txt, or of a .json with a caption in it, where the source has only that."""
     num_bytes: int | None = None
-    """Size of the picture and its caption file where a listing shows it: part of the fingerprint of the inputs."""
+    """Size of the picture and its caption file, or of the row group around it, where a listing shows it: part of the
+    fingerprint of the inputs."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further columns, kept in the sample's JSON and in the shard's table."""
 
@@ -79,7 +97,7 @@ class Pair:
         """
         if self.in_tar:
             return _unpacked(parse_samples(fetch(self.picture, self.span))[0], self.extra)
-        return Found(fetch(self.picture, self.span), self.read_caption(fetch), self.extra)
+        return Found(fetch(self.picture, self.cell or self.span), self.read_caption(fetch), self.extra)
 
 
 class Source(ABC):
@@ -98,6 +116,24 @@ def first_of(names: Iterable[str], row: Iterable[str]) -> str | None:
     """The column of `row` that bears the first of `names`, in whatever case."""
     there = {column.lower(): column for column in reversed(list(row))}
     return next((there[name] for name in names if name in there), None)
+
+
+def no_column(wanted: str, there: Iterable[str]) -> str:
+    """What to tell a user who names a column that is not there."""
+    names = [str(name) for name in there]
+    near = difflib.get_close_matches(wanted, names, n=1)
+    return f"no column {wanted}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}")
+
+
+def text_of(caption: Any) -> str:
+    """A caption as a table holds it; of several the first, of none the empty text."""
+    first = next(iter(caption), None) if isinstance(caption, list) else caption
+    return "" if first is None else str(first)
+
+
+def ending_of(picture: bytes) -> str:
+    """The usual ending of a file that begins so; `bin` for what is not known."""
+    return next((ending for magic, ending in MAGIC.items() if picture.startswith(magic)), "bin")
 
 
 def _unpacked(sample: TarSample, columns: Mapping[str, Any]) -> Found:

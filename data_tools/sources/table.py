@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from data_tools.sources.pair import CAPTION_COLUMNS, Pair, Source, first_of
+from data_tools.sources.pair import CAPTION_COLUMNS, Pair, Source, first_of, no_column, text_of
+from data_tools.sources.parquet import holds_bytes
 from pipeline import storage
 from pipeline.config import UserError
 
@@ -52,8 +53,10 @@ class TableSource(Source):
         if not isinstance(name, str):
             raise UserError(f"{url}: row {number}: {path} holds no path or URL, but a {type(name).__name__}")
         picture = name if "://" in name or name.startswith("/") else storage.join(folder, name)
+        text = row[caption] if caption else None
         extra = {key: value for key, value in row.items() if key not in (path, caption)}
-        return Pair(name, picture, caption=str((row[caption] if caption else "") or ""), extra=extra)
+        extra |= {caption: text} if caption and isinstance(text, list) else {}
+        return Pair(name, picture, caption=text_of(text), extra=extra)
 
 
 def rows_of(url: str) -> Iterator[Mapping[str, Any]]:
@@ -74,7 +77,9 @@ def _rows(file: IO[bytes], ending: str) -> Iterable[Mapping[str, Any]]:
     if ending == "parquet":
         from pyarrow import parquet
 
-        batches = parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE)
+        table = parquet.ParquetFile(file)
+        plain = [field.name for field in table.schema_arrow if not holds_bytes(field.type)]
+        batches = table.iter_batches(ROWS_AT_ONCE, columns=plain)
         return (row for batch in batches for row in batch.to_pylist())
     lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
     if ending == "jsonl":
@@ -92,10 +97,11 @@ def _column(url: str, row: Mapping[str, Any], wanted: str | None, usual: tuple[s
     """The name of the column to take."""
     if wanted is not None:
         if wanted not in row:
-            raise UserError(f"{url}: no column {wanted}; there are {', '.join(map(str, row))}")
+            raise UserError(f"{url}: {no_column(wanted, row)}")
         return wanted
     found = first_of(usual, row)
     if found is None:
         option = "--picture-column" if usual is PATH_COLUMNS else "--caption-column"
-        raise UserError(f"{url}: no column named {', '.join(usual[:-1])} or {usual[-1]}; name it with {option}")
+        names = f"{', '.join(usual[:-1])} or {usual[-1]}"
+        raise UserError(f"{url}: no column named {names}; name one of {', '.join(map(str, row))} with {option}")
     return found

@@ -148,7 +148,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("where,title,path\na.png,one,ignored\n")
     (pair,) = open_source(str(tmp_path / "t.csv"), "where", "title").pairs()
     assert (pair.name, pair.caption, pair.extra) == ("a.png", "one", {"path": "ignored"})
-    with pytest.raises(UserError, match="no column wher; there are where, title, path"):
+    with pytest.raises(UserError, match=r"no column wher; did you mean where\?"):
         list(open_source(str(tmp_path / "t.csv"), "wher", "title").pairs())
 
 

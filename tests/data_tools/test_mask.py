@@ -119,7 +119,7 @@ def test_far_apart_is_exact() -> None:
     [
         ({}, "no rule given"),
         ({"where": ("score ~ 3",)}, "write COLUMN OPERATOR VALUE"),
-        ({"where": ("scores > 3",)}, "no column scores; there are"),
+        ({"where": ("scores > 3",)}, r"no column scores; did you mean score\?"),
         ({"where": ("score > much",)}, "holds numbers, 'much' is none"),
     ],
 )

@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 from data_tools.shard import ShardConfig, WorkConfig, shuffled_order
 from data_tools.shard import shard_dataset as shard_source
-from data_tools.shard_writer import sample_digest
 from data_tools.sources.open import open_source
+from data_tools.table import sample_digest
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.shards import load_manifest, read_index

@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def make_shard(task: ShardTask) -> Row:
     name = shard_name(task.shard_id)
     rows: list[Row] = []
     dali = DaliIndex()
-    with kept_samples(task.out, name) if task.keeps_samples else nullcontext({}) as kept:
+    with _kept(task, name) as kept:
         record = write_shard(task.out, name, dali.passing(_samples(task, kept, rows)))
     dali.save(task.out, name)
     storage.write_bytes(storage.join(task.out, table_name(name)), table_bytes(rows, task.extra_columns))
@@ -96,6 +96,10 @@ def shard_stats(rows: Sequence[Row], record: ShardRecord, plan: Mapping[str, Any
         "plan": dict(plan),
         "shard": asdict(record),
     }
+
+
+def _kept(task: ShardTask, name: str) -> AbstractContextManager[Mapping[str, TarSample]]:
+    return kept_samples(task.out, name) if task.keeps_samples else nullcontext({})
 
 
 def _samples(task: ShardTask, kept: Mapping[str, TarSample], rows: list[Row]) -> Iterator[TarSample]:

@@ -54,23 +54,23 @@ class _Group:
 
     def __init__(self, file: parquet.ParquetFile, column: str, group: int) -> None:
         self._file, self._column, self._group = file, column, group
-        self._rewind()
+        self._first = 0
+        """Row of the first of `_cells`."""
+        self._cells = pa.array([])
+        self._rest = self._batches()
 
     def read(self, row: int) -> bytes | None:
         """The cell of a row; None when it is empty."""
         if row < self._first:
-            self._rewind()
+            self._first, self._cells, self._rest = 0, pa.array([]), self._batches()
         while row >= self._first + len(self._cells):
             self._first += len(self._cells)
             self._cells = next(self._rest).column(0)
         found = self._cells[row - self._first].as_py()
         return found["bytes"] if isinstance(found, dict) else found
 
-    def _rewind(self) -> None:
-        self._rest: Iterator[pa.RecordBatch] = self._file.iter_batches(
-            CELLS_AT_ONCE, row_groups=[self._group], columns=[self._column]
-        )
-        self._first, self._cells = 0, pa.array([])
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        return self._file.iter_batches(CELLS_AT_ONCE, row_groups=[self._group], columns=[self._column])
 
 
 @lru_cache(maxsize=1)

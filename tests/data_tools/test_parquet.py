@@ -61,14 +61,14 @@ def test_groups_are_mixed_and_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     for n in range(2):
         write(tmp_path / f"in/{n}.parquet", first=NUM * n)
     config = ShardConfig(resize="none", samples_per_shard=8)
-    rewinds = []
-    rewind = cells._Group._rewind
-    monkeypatch.setattr(cells._Group, "_rewind", lambda group: (rewinds.append(group), rewind(group))[1])
+    reads = []
+    batches = cells._Group._batches
+    monkeypatch.setattr(cells._Group, "_batches", lambda group: (reads.append(group), batches(group))[1])
     url = str(tmp_path / "in")
     cells.close_files()
     summary = shard_dataset(open_source(url), url, str(tmp_path / "one"), config, WorkConfig())
     assert (summary["samples"], summary["shards"]) == (2 * NUM, 5)
-    assert len(rewinds) == 2 * NUM // GROUP + 2, "each group once, and the first picture of each file for its kind"
+    assert len(reads) == 2 * NUM // GROUP + 2, "each group once, and the first picture of each file for its kind"
     samples = [s for path in sorted((tmp_path / "one").glob("*.tar")) for s in parse_samples(path.read_bytes())]
     numbers = [int(sample.members["txt"].split()[1]) for sample in samples]
     groups = [numbers[n : n + GROUP] for n in range(0, 2 * NUM, GROUP)]

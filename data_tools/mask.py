@@ -19,7 +19,7 @@ from data_tools.sources.pair import no_column
 from data_tools.table import SUCCESS
 from pipeline import storage
 from pipeline.config import Config, UserError
-from pipeline.data.selection import Selection
+from pipeline.data.selection import Selection, select
 from pipeline.data.shards import Manifest
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -83,7 +83,7 @@ def make_selection(url: str, manifest: Manifest, config: MaskConfig, num_workers
         near = keep & ~far_apart(hashes, keep, config.near_duplicates)
         removed[f"near duplicates ({config.near_duplicates} bits)"] = int(near.sum())
         keep &= ~near
-    return Selection(manifest.digest, keep, removed)
+    return select(manifest, keep, removed)
 
 
 def _rows(url: str, manifest: Manifest) -> Iterator[Row]:

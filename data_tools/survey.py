@@ -18,9 +18,8 @@ from data_tools.tars import picture_of
 from pipeline import storage
 from pipeline.config import UserError
 from pipeline.data.decode import DecodeError, decode_image
-from pipeline.data.index import ByteRange
+from pipeline.data.ranged import RangedReader
 from pipeline.data.shards import Manifest, ShardRecord, index_name, load_manifest, read_index
-from pipeline.data.source import read_range
 from pipeline.data.tar import caption_of, parse_samples
 
 
@@ -96,8 +95,8 @@ def sights(url: str, manifest: Manifest, num: int) -> list[Sight]:
 
 def _sight(url: str, record: ShardRecord, offsets: np.ndarray, place: int) -> Sight | None:
     """Sample `place` of a shard, by one ranged read."""
-    piece = ByteRange(record.name, int(offsets[place]), int(offsets[place + 1]), 1)
-    sample = parse_samples(read_range(storage.join(url, record.name), piece))[0]
+    span = int(offsets[place]), int(offsets[place + 1])
+    sample = parse_samples(RangedReader().read(storage.join(url, record.name), *span))[0]
     try:
         image = decode_image(picture_of(sample) or b"")
     except DecodeError:

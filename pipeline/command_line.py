@@ -30,7 +30,7 @@ def run_program(program: str, about: str, commands: Mapping[str, str], folder: s
             near = difflib.get_close_matches(name, commands, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"see {program} --help"
             raise UserError(f"{name}: no such command; {remedy}")
-        command = importlib.import_module(f"{folder}.{name}")
+        command = importlib.import_module(f"{folder}.{name.replace('-', '_')}")
         parser = argparse.ArgumentParser(
             f"{program} {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )

@@ -18,7 +18,7 @@ from pipeline.checkpoint.package import Package, load_package
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import Config, UserError, config_differences, config_digest, load_config
 from pipeline.data.curriculum import Curriculum, PhaseConfig, open_curriculum
-from pipeline.data.dataset import DataConfig
+from pipeline.data.dataset import DataConfig, joined_digest, parts_of
 from pipeline.data.latents import check_text, read_stamp
 from pipeline.data.selection import selection_digest
 from pipeline.data.shards import load_manifest
@@ -186,7 +186,7 @@ def _build_stage(config: ExperimentConfig, process: Process, first: Package | No
         raise UserError(f"{first.folder}: saved before its first validation; its latents' mean and std are unknown")
     shifts = [(phase.until_samples, phase.shift) for phase in config.phases]
     stage = DiffusionStage(config.stage, config.engine, config.optim, process, config.seed, autoencoder, shifts)
-    for url in filter(None, (url for one in phases_of(config) for url in (one.data.train, one.data.validation))):
+    for url in (url for one in phases_of(config) for url in one.data.urls):
         manifest = load_manifest(url)
         if stage.text.frozen and manifest.kind == "latents":  # a tower that learns never reads stored states
             check_text(read_stamp(manifest, url), stage.text.digest(), url)
@@ -222,7 +222,7 @@ def _lineage(config: ExperimentConfig, process: Process, first: Package | None) 
     return Lineage(
         run=run_name(config),
         stage=config.stage.kind,
-        data_url=config.data.train,
+        data_url=", ".join(part.url for part in parts_of(config.data.train)),
         **_data_record(config.data),
         earlier_data_digests=tuple(record.get("selection_digest") or record["data_digest"] for record in earlier),
         autoencoder_digest=first.digest if first else None,
@@ -243,13 +243,16 @@ def _data_record(data: DataConfig) -> dict[str, Any]:
         record["validation_digest"] = manifest.digest
         record["validation_selection_digest"] = selection_digest(data.validation, manifest)
     if data.order == "stream":
-        return record | {"data_digest": stream_digest(data.train)}
-    manifest = load_manifest(data.train)
-    record["selection_digest"] = selection_digest(data.train, manifest)
-    if manifest.kind == "latents":
-        source = read_stamp(manifest, data.train).source_digest
-        return record | {"data_digest": source, "latents_digest": manifest.digest}
-    return record | {"data_digest": manifest.digest}
+        return record | {"data_digest": stream_digest(data.stream_url)}
+    parts = [(part.url, load_manifest(part.url)) for part in parts_of(data.train)]
+    selections = [selection_digest(*part) for part in parts]
+    if any(selections):
+        record["selection_digest"] = joined_digest([s or m.digest for s, (_, m) in zip(selections, parts, strict=True)])
+    read = joined_digest([manifest.digest for _, manifest in parts])
+    if parts[0][1].kind == "latents":
+        sources = [read_stamp(manifest, url).source_digest for url, manifest in parts]
+        return record | {"data_digest": joined_digest(sources), "latents_digest": read}
+    return record | {"data_digest": read}
 
 
 def run_name(config: ExperimentConfig) -> str:

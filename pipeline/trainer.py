@@ -4,7 +4,7 @@
 counted in samples, so a run may be resumed with another number of ranks. Called by `pipeline.commands.train`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.checkpoint.store import Committed
 from pipeline.config import Config, UserError
 from pipeline.data.batch import Batch
+from pipeline.data.served import Ledger, batch_floats
 from pipeline.distributed.beacon import BEACON
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, mean_of_floats
@@ -129,6 +130,8 @@ class Journal(Protocol):
 
     def resumed(self, samples_seen: int) -> None: ...
 
+    def served(self, first: int, batch_size: int, ranks: int, words: Sequence[str]) -> None: ...
+
 
 def due(before: int, after: int, every: int) -> bool:
     """True when a multiple of `every` lies in (before, after]; never for `every` = 0."""
@@ -158,7 +161,7 @@ def fit(
     """
     # Order of initialisation:
     # 1. the newest good generation, before any data is opened: it says where the data begins;
-    state = _restore(stage, loader, checkpoints, journal)
+    state, ledger = _restore(stage, loader, checkpoints, journal)
     # 2. the signal handlers: from here on a stop ends in a saved generation;
     with stop_on_signals() as stop:
         # 3. the data, at exactly the next sample;
@@ -170,7 +173,8 @@ def fit(
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
             size = loader.batch_size_at(state.samples_seen)
             before, state = state, TrainState(state.samples_seen + size, state.step + 1)
-            metrics, stopping, written = _agree(measured, stop, checkpoints)
+            metrics, stopping, written, served = _agree(measured, stop, checkpoints, batch)
+            ledger.add(before.samples_seen, size, served, process.world_size)
             health.check(state.step, metrics, partial(stage.where_not_finite, batch))
             pace.stepped()
             last = state.samples_seen >= config.total_samples
@@ -190,38 +194,41 @@ def fit(
             if saving or written:
                 _commit(checkpoints, journal, pace)
             if saving:
-                checkpoints.save(_progress(state, loader), stage.parts())
+                ledger.write(journal, process.world_size)
+                checkpoints.save(_progress(state, loader, ledger), stage.parts())
             if last or stopping:
                 _commit(checkpoints, journal, pace)
     return state
 
 
-def _progress(state: TrainState, loader: Batches) -> dict[str, Any]:
-    return {"samples_seen": state.samples_seen, "step": state.step, "data": loader.digest}
+def _progress(state: TrainState, loader: Batches, ledger: Ledger) -> dict[str, Any]:
+    return {"samples_seen": state.samples_seen, "step": state.step, "data": loader.digest, "served": ledger.chain}
 
 
-def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: Journal) -> TrainState:
+def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: Journal) -> tuple[TrainState, Ledger]:
     progress = checkpoints.restore(stage.parts())
     if progress is None:
-        return TrainState()
+        return TrainState(), Ledger("")
     if progress["data"] != loader.digest:
         raise UserError(
             f"this run was trained on the data {progress['data'][:12]}, data.train is {loader.digest[:12]}: "
             "give the same data, or another run folder"
         )
     journal.resumed(progress["samples_seen"])
-    return TrainState(progress["samples_seen"], progress["step"])
+    state = TrainState(progress["samples_seen"], progress["step"])
+    return state, Ledger(progress.get("served", ""))
 
 
 def _agree(
-    measured: Mapping[str, Tensor | float], stop: StopRequest, checkpoints: Checkpoints
-) -> tuple[dict[str, float], bool, bool]:
-    """In one collective: the step's metrics as means over ranks, whether any rank was asked to stop, and whether all
-    have written the save in flight."""
+    measured: Mapping[str, Tensor | float], stop: StopRequest, checkpoints: Checkpoints, batch: Batch
+) -> tuple[dict[str, float], bool, bool, list[float]]:
+    """In one collective: the step's metrics as means over ranks, whether any rank was asked to stop, whether all have
+    written the save in flight, and the means of what the ledger keeps of the batch."""
     names = sorted(measured)
     own = [*(float(measured[name]) for name in names), float(stop.requested), float(checkpoints.written)]
-    *means, stops, written = mean_of_floats(own)
-    return dict(zip(names, means, strict=True)), stops > 0, written == 1
+    means = mean_of_floats([*own, *batch_floats(batch)])
+    *metrics, stops, written = means[: len(own)]
+    return dict(zip(names, metrics, strict=True)), stops > 0, written == 1, means[len(own) :]
 
 
 def _commit(checkpoints: Checkpoints, journal: Journal, pace: Pace) -> None:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class ToyJournal:
     """Keeps what happened, in order; also on disk, so that a kill does not take it along."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.words = path, list[str]()
 
     def add(self, *event: Any) -> None:
         with self.path.open("a") as file:
@@ -117,6 +117,9 @@ class ToyJournal:
 
     def resumed(self, samples_seen: int) -> None:
         self.add("resumed", samples_seen)
+
+    def served(self, first: int, batch_size: int, ranks: int, words: Sequence[str]) -> None:
+        self.words += words
 
     def events(self) -> list[str]:
         return self.path.read_text().splitlines()
@@ -197,6 +200,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, number: int) -
     assert state == TrainState(40, 10)
     assert equal(resumed.state(), whole.state())
     assert journal.figures() == reference.figures()
+    assert journal.words == reference.words[5:]
 
 
 def run_and_die(folder: Path, at: int) -> None:
@@ -285,7 +289,7 @@ def test_console_line() -> None:
 def two_ranks(folder: Path) -> dict[str, Any]:
     """Everything that two ranks have to agree on, in one world."""
     process = start()
-    _, whole, _, _ = run(folder / "whole", process, variant="zero2")
+    _, whole, reference, _ = run(folder / "whole", process, variant="zero2")
     stop = ask_to_stop(4, signal.SIGUSR1) if process.rank == 1 else None  # only one rank is told
     stopped, _, _, _ = run(folder / "cut", process, variant="zero2", at_step=stop)
     _, resumed, _, _ = run(folder / "cut", process, variant="zero2")
@@ -294,6 +298,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {
         "stopped": stopped.samples_seen,
         "equal": equal(resumed.state(), whole.state()),
+        "words": reference.words,
         "moved": max(float((moved.state()[k] - v).abs().max()) for k, v in whole.state().items()),
     }
 
@@ -310,7 +315,9 @@ def two_ranks(folder: Path) -> dict[str, Any]:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
+    _, _, alone, _ = run(tmp_path / "alone", Process())
     for results in run_ranks(two_ranks, 2, tmp_path):
+        assert results["words"] == alone.words
         assert results["stopped"] == 20
         assert results["equal"]
         assert results["moved"] <= 1e-6

@@ -10,7 +10,7 @@ Nothing is allocated, so a laptop plans any model. Before a first stage is train
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -130,12 +130,14 @@ def first_stage_of(config: "ExperimentConfig") -> "AutoencoderConfig":
 
 def manifest_of(config: "ExperimentConfig") -> "Manifest | None":
     """The manifest of the training data; None while there is none, or none that this machine can reach."""
+    from pipeline.data.dataset import parts_of
     from pipeline.data.shards import load_manifest
 
     try:
-        return load_manifest(config.data.train)
+        manifests = [load_manifest(part.url) for part in parts_of(config.data.train)]
     except (UserError, OSError):
         return None
+    return replace(manifests[0], shards=tuple(shard for manifest in manifests for shard in manifest.shards))
 
 
 def storage_of(config: "ExperimentConfig", parts: "list[Part]", manifest: "Manifest | None") -> dict[str, int]:

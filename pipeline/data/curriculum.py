@@ -74,8 +74,7 @@ class Curriculum:
     @property
     def digest(self) -> str:
         """Digest of the data of all phases; of a single one, that of its data."""
-        digests = [phase.loader.digest for phase in self._phases]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        return digest_of_phases([phase.loader.digest for phase in self._phases])
 
     def batch_size_at(self, samples_seen: int) -> int:
         """Samples over all ranks of the step that begins there."""
@@ -105,6 +104,11 @@ class Curriculum:
         return next(phase for phase in self._phases if samples_seen < phase.until_samples)
 
 
+def digest_of_phases(digests: Sequence[str]) -> str:
+    """What a checkpoint remembers of all data of a run, from what each phase's loader remembers."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
 def open_curriculum(
     earlier: Sequence[PhaseConfig],
     last: DataConfig,
@@ -129,11 +133,12 @@ def open_curriculum(
 
     def phase(until: float, data: DataConfig, size: int) -> Phase:
         loader: Loader | StreamLoader
-        what = (data.train, data, seed, *ranks)
+        what = (data, seed, *ranks)
         if data.order == "stream":
-            loader = StreamLoader(*what, batch_size=size, quarantine=quarantine)
+            loader = StreamLoader(data.stream_url, *what, batch_size=size, quarantine=quarantine)
         else:
-            loader = Loader(*what, batch_size=size, quarantine=quarantine, expect_autoencoder=expect_autoencoder)
+            expected = expect_autoencoder
+            loader = Loader(data.train, *what, batch_size=size, quarantine=quarantine, expect_autoencoder=expected)
         if data.validation is None:
             return Phase(until, size, loader, None)
         load_manifest(data.validation)  # a wrong path is told now, not at the first validation

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from pipeline.config import UserError
+from pipeline.data.captions import CaptionChoice
 from pipeline.data.samples import Arrays, BadSample, Decoded
 from pipeline.data.shards import Manifest
-from pipeline.data.tar import TarSample, caption_of, metadata_of
+from pipeline.data.tar import TarSample, metadata_of
 
 LATENT, TEXT_STATES = "npy", "text.npy"
 """Extensions of the members."""
@@ -91,11 +92,11 @@ def check_text(stamp: LatentStamp, expected_digest: str, url: str) -> None:
 class LatentDecoder:
     """Latents and, where the shards hold them, text states: float32 whatever is stored."""
 
-    def __init__(self, stamp: LatentStamp) -> None:
-        self._stamp = stamp
+    def __init__(self, stamp: LatentStamp, captions: CaptionChoice) -> None:
+        self._stamp, self._captions = stamp, captions
 
     def __call__(self, sample: TarSample, epoch: int, sample_id: int) -> Decoded:
-        """The arrays of a sample, the same in every epoch; raises BadSample."""
+        """The arrays of a sample, the same in every epoch, and its caption; raises BadSample."""
         try:
             latent = parse_array(sample.members[LATENT])
             text = parse_array(sample.members[TEXT_STATES]) if self._stamp.text_digest else None
@@ -103,7 +104,7 @@ class LatentDecoder:
             raise BadSample(f"{sample.key}: no whole array ({error})") from None
         if latent.shape != self._stamp.latent_shape:
             raise BadSample(f"{sample.key}: latent of shape {latent.shape}, the stamp says {self._stamp.latent_shape}")
-        return Decoded(sample.key, caption_of(sample), latent, metadata_of(sample), text)
+        return Decoded(sample.key, self._captions(sample, epoch, sample_id), latent, metadata_of(sample), text)
 
     def stack(self, samples: Sequence[Decoded]) -> Arrays:
         """Stacked and widened."""

@@ -6,7 +6,7 @@ sample once, in the order of the manifest. Called by the experiment, the evaluat
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +16,11 @@ import numpy as np
 
 from pipeline.config import UserError
 from pipeline.data.batch import Batch
-from pipeline.data.dataset import DataConfig, load_dataset, open_reader
-from pipeline.data.order import SampleOrder
+from pipeline.data.dataset import DataConfig, PartConfig, make_plan, open_buckets, open_datasets, plan_digest
+from pipeline.data.open_reader import open_reader, whole_plan
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.read_ahead import ReadAhead
-from pipeline.data.reader import Slots
-from pipeline.data.selection import load_selection
+from pipeline.data.reader import Slot, Slots
 from pipeline.randomness import Draws
 
 PLANNED_SAMPLES = 4096
@@ -32,8 +31,8 @@ class Loader:
     """Training batches of one rank; owns threads, so close it (or use it in a `with`).
 
     Args:
-        url: dataset folder; its manifest says whether it holds images or latents.
-        seed: of the run; with the manifest and the config's `num_lanes` and `block_samples` it fixes the order.
+        train: dataset folder, or several with their weights; manifests say whether they hold images or latents.
+        seed: of the run; with the manifests and the config's `num_lanes` and `block_samples` it fixes the order.
         batch_size: samples of one step over all ranks.
         quarantine: JSON lines file of unreadable samples; None writes none.
         expect_autoencoder: digest that latents must be stamped with; None takes any.
@@ -44,7 +43,7 @@ class Loader:
 
     def __init__(
         self,
-        url: str,
+        train: str | Sequence[PartConfig],
         config: DataConfig,
         seed: int,
         rank: int = 0,
@@ -58,33 +57,32 @@ class Loader:
             low = batch_size - batch_size % world_size
             near = " or ".join(str(n) for n in (low, low + world_size) if n)
             raise UserError(f"batch_size {batch_size} does not divide by {world_size} ranks; take {near}")
-        self._manifest = load_dataset(url, expect_autoencoder)
+        datasets = open_datasets(train, config.block_samples, expect_autoencoder)
+        buckets = open_buckets(datasets, config)
         self._config, self._rank, self._world_size, self._batch_size = config, rank, world_size, batch_size
-        self._selection = load_selection(url, self._manifest)
-        self._selected = None if self._selection is None else self._selection.sample_ids()  # int64 [num_samples]
-        self._order = SampleOrder(self.num_samples, seed, config.num_lanes, config.block_samples)
+        self._plan = make_plan(datasets, buckets, config, seed, batch_size)
+        self.digest = plan_digest(datasets, buckets, config, batch_size)
+        """What a checkpoint remembers of its data."""
         self._quarantine = Quarantine(quarantine, config.max_bad_fraction * self.num_samples, rank)
-        self._reader = open_reader(url, self._manifest, config, Draws(seed), self._quarantine, self._blocks_in_use())
+        self._reader = open_reader(
+            datasets, self._plan, config, Draws(seed), self._quarantine, self._blocks_in_use(), buckets
+        )
         self._stream: ReadAhead | None = None
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch: those of the manifest, or of the selection beside it."""
-        return self._manifest.num_samples if self._selected is None else len(self._selected)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the manifest and the selection: what a checkpoint remembers of its data."""
-        return self._manifest.digest if self._selection is None else self._selection.digest
+        """Samples of all datasets, those alone that their selections leave."""
+        return self._plan.num_samples
 
     @property
     def quarantined(self) -> int:
         """Distinct unreadable samples that this rank has met."""
         return len(self._quarantine)
 
-    def epoch_of(self, samples_seen: int) -> int:
-        """The epoch that the sample after `samples_seen` belongs to, counted from 0."""
-        return samples_seen // self.num_samples
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that this rank has read of the tars."""
+        return self._reader.num_bytes
 
     def batches(self, samples_seen: int = 0) -> Iterator[Batch]:
         """Endless batches of this rank from a position on; costs the same at every position.
@@ -96,7 +94,7 @@ class Loader:
             self._stream.close()
         config = self._config
         self._stream = ReadAhead(
-            self._plan(samples_seen),
+            self._slots(samples_seen),
             self._reader,
             self._substitute,
             config.prefetch_batches,
@@ -116,33 +114,32 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _plan(self, samples_seen: int) -> Iterator[Slots]:
+    def _slots(self, samples_seen: int) -> Iterator[Slots]:
         """Place i of a global batch belongs to rank i % world_size."""
         local = self._batch_size // self._world_size
         num_batches = -(-PLANNED_SAMPLES // local)
         while True:
             firsts = samples_seen + self._batch_size * np.arange(num_batches)
-            places = self._rank + self._world_size * np.arange(local)
-            epochs, ids = self._order.samples_at((firsts[:, None] + places).ravel())
-            ids = ids if self._selected is None else self._selected[ids]
-            for begin in range(0, num_batches * local, local):
-                yield Slots(epochs[begin : begin + local].tolist(), ids[begin : begin + local].tolist())
+            positions = self._rank + self._world_size * np.arange(local)
+            epochs, places = self._plan.places_at((firsts[:, None] + positions).ravel())
+            columns = epochs.tolist(), self._plan.sample_ids(places).tolist(), places.tolist()
+            slots = [Slot(*row) for row in zip(*columns, strict=True)]
+            yield from (slots[begin : begin + local] for begin in range(0, len(slots), local))
             samples_seen += num_batches * self._batch_size
 
-    def _substitute(self, epoch: int, sample_id: int, attempt: int) -> int:
-        """As the order draws it, among the samples that count."""
-        place = self._order.substitute(epoch, sample_id, attempt)
-        return place if self._selected is None else int(self._selected[place])
+    def _substitute(self, slot: Slot, attempt: int) -> Slot:
+        """As the plan draws it."""
+        place = self._plan.substitute(slot.epoch, slot.place, attempt)
+        return Slot(slot.epoch, int(self._plan.sample_ids(np.array([place]))[0]), place)
 
     def _blocks_in_use(self) -> int:
         """Blocks that the fetched window can touch: of each lane of this rank the first, the last and those between.
 
-        Where samples are left out, the neighbours of one block of the order lie in several blocks of the tars.
+        Each dataset and each bucket has lanes of its own.
         """
         lanes = self._config.num_lanes // math.gcd(self._config.num_lanes, self._world_size)
         window = self._config.fetch_ahead_batches * self._batch_size // self._world_size
-        spread = -(-self._manifest.num_samples // self.num_samples)
-        return lanes * (2 + window // (lanes * self._config.block_samples)) * spread + 1
+        return len(self._plan.axes) * lanes * (2 + window // (lanes * self._config.block_samples)) + 1
 
 
 class OrderedReader:
@@ -170,20 +167,19 @@ class OrderedReader:
         quarantine: Path | None = None,
         expect_autoencoder: str | None = None,
     ) -> None:
-        self.manifest = load_dataset(url, expect_autoencoder)
+        datasets = open_datasets(url, config.block_samples, expect_autoencoder)
+        self.manifest, self._selection = datasets[0].manifest, datasets[0].selection
         self._config, self._rank, self._world_size, self._batch_size = config, rank, world_size, batch_size
         bad = Quarantine(quarantine, config.max_bad_fraction * self.manifest.num_samples, rank)
         num_blocks = (config.fetch_ahead_batches + 1) * batch_size // config.block_samples + 2
-        self._reader = open_reader(url, self.manifest, config, None, bad, num_blocks)
-        selection = load_selection(url, self.manifest)
-        self._keep = None if selection is None else selection.keep  # bool [num_samples]
-        self.digest = self.manifest.digest if selection is None else selection.digest
+        self._reader = open_reader(datasets, whole_plan(datasets, config), config, None, bad, num_blocks)
+        self.digest = datasets[0].digest
         """Of the manifest and the selection beside it."""
 
     def batches(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
         """One pass over the samples [first, last) of the manifest."""
         config = self._config
-        plan = self._plan(first, self.manifest.num_samples if last is None else last)
+        plan = self._slots(first, self.manifest.num_samples if last is None else last)
         stream = ReadAhead(plan, self._reader, None, config.prefetch_batches, config.fetch_ahead_batches)
         with closing(stream):
             yield from stream
@@ -198,13 +194,14 @@ class OrderedReader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _plan(self, first: int, last: int) -> Iterator[Slots]:
-        chosen = np.arange(first, last) if self._keep is None else first + np.flatnonzero(self._keep[first:last])
+    def _slots(self, first: int, last: int) -> Iterator[Slots]:
+        every = np.arange(first, last)
+        chosen = every if self._selection is None else every[self._selection.kept(first, last)]
         num_batches = -(-len(chosen) // self._batch_size)
         bounds = [len(chosen) * b // max(num_batches, 1) for b in range(num_batches + 1)]
         for begin, end in pairwise(bounds):
             ids = chosen[begin + self._rank : end : self._world_size].tolist()
-            yield Slots([0] * len(ids), ids)
+            yield [Slot(0, sample_id, sample_id) for sample_id in ids]
 
 
 def sequential(

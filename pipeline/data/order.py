@@ -20,7 +20,8 @@ from pipeline.randomness import Draws, Purpose
 NUM_ROUNDS = 8
 """Four rounds make a pseudorandom permutation of large domains; the blocks' small ones want more."""
 
-_BLOCK_KEYS, _INNER_KEYS, _SUBSTITUTE_KEYS = 0, 1, 2
+_BLOCK_KEYS, _INNER_KEYS, _SUBSTITUTE_KEYS, MIXTURE_KEYS, BUCKET_KEYS = range(5)
+"""Which bijection a set of round keys is for."""
 
 
 def permute(values: np.ndarray, size: int, keys: np.ndarray, tweaks: np.ndarray | int = 0) -> np.ndarray:
@@ -58,13 +59,13 @@ class SampleOrder:
 
     def substitute(self, epoch: int, sample_id: int, attempt: int) -> int:
         """The sample that stands in for an unreadable one: a keyed draw of (seed, epoch, sample, attempt)."""
-        keys = _round_keys(self.seed, epoch, _SUBSTITUTE_KEYS)
+        keys = round_keys(self.seed, epoch, _SUBSTITUTE_KEYS)
         words = np.array([sample_id, attempt], dtype=np.uint64) + keys[:2]
-        return int(_mix(_mix(words[:1]) + words[1:])[0] % np.uint64(self.num_samples))
+        return int(mix(mix(words[:1]) + words[1:])[0] % np.uint64(self.num_samples))
 
     def _samples_of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Sample ids at places [0, N) of one epoch: lane -> shuffled axis -> block -> sample."""
-        block_keys, inner_keys = _round_keys(self.seed, epoch, _BLOCK_KEYS), _round_keys(self.seed, epoch, _INNER_KEYS)
+        block_keys, inner_keys = round_keys(self.seed, epoch, _BLOCK_KEYS), round_keys(self.seed, epoch, _INNER_KEYS)
         slots, inner = self._slots(self._axis(places), block_keys)
         blocks = permute(slots.astype(np.uint64), self.num_blocks, block_keys).astype(np.int64)
         for size, chosen in self._by_size(blocks):
@@ -98,7 +99,7 @@ class SampleOrder:
 def _walk(values: np.ndarray, size: int, keys: np.ndarray, tweaks: np.ndarray | int, inverse: bool) -> np.ndarray:
     """Encrypt until the value falls inside [0, size); the power-of-four domain is at most four times too large."""
     half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
-    offsets = _mix(np.broadcast_to(np.asarray(tweaks, dtype=np.uint64), values.shape))
+    offsets = mix(np.broadcast_to(np.asarray(tweaks, dtype=np.uint64), values.shape))
     values = _feistel(values, half, keys, offsets, inverse)
     while (outside := values >= np.uint64(size)).any():
         values[outside] = _feistel(values[outside], half, keys, offsets[outside], inverse)
@@ -111,14 +112,14 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray, offsets: np.
     left, right = values >> half, values & mask
     if inverse:
         for key in keys[::-1]:
-            left, right = right ^ (_mix(left + key + offsets) & mask), left
+            left, right = right ^ (mix(left + key + offsets) & mask), left
     else:
         for key in keys:
-            left, right = right, left ^ (_mix(right + key + offsets) & mask)
+            left, right = right, left ^ (mix(right + key + offsets) & mask)
     return left << half | right
 
 
-def _mix(words: np.ndarray) -> np.ndarray:
+def mix(words: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): uint64 [n] -> uint64 [n]."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -126,6 +127,6 @@ def _mix(words: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _round_keys(seed: int, epoch: int, which: int) -> np.ndarray:
+def round_keys(seed: int, epoch: int, which: int) -> np.ndarray:
     """uint64 [NUM_ROUNDS] round keys of one bijection of one epoch."""
     return Draws(seed).bits(Purpose.ORDER, [epoch], [which], NUM_ROUNDS)[0]

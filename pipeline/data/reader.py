@@ -1,4 +1,4 @@
-"""Sample ids to batches: fetch the blocks, decode the members, replace or drop what is unreadable, stack the rest.
+"""Places to batches: fetch the blocks, decode the members, replace or drop what is unreadable, stack the rest.
 
 Called by the loader's read-ahead thread, one call at a time; only decoding is spread over threads, since the decoders
 release the interpreter lock.
@@ -21,19 +21,23 @@ MAX_SUBSTITUTES = 100
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Which samples a batch asks for: one epoch and one sample id for each place."""
+class Slot:
+    """One place of a batch: which sample it asks for."""
 
-    epochs: list[int]
-    sample_ids: list[int]
+    epoch: int
+    sample_id: int
+    place: int
+    """Of `pipeline.data.plan`: what it is fetched by."""
 
 
-Substitute = Callable[[int, int, int], int]
-"""(epoch, sample id, attempt) -> another sample id."""
+Slots = list[Slot]
+
+Substitute = Callable[[Slot, int], Slot]
+"""(slot of an unreadable sample, attempt) -> another one."""
 
 
 class SampleReader:
-    """Reads any samples of one dataset, in the order that is asked for."""
+    """Reads any samples of one plan, in the order that is asked for."""
 
     def __init__(
         self, index: BlockIndex, source: BlockSource, decoder: Decoder, quarantine: Quarantine, num_threads: int
@@ -45,9 +49,14 @@ class SampleReader:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode") if num_threads > 1 else None
         self._num_threads = num_threads
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes fetched so far."""
+        return self._source.ranged.num_bytes
+
     def prefetch(self, slots: Slots) -> None:
         """Begin to fetch the blocks of a later batch."""
-        self._source.prefetch(dict.fromkeys(self._index.block_of(i) for i in slots.sample_ids))
+        self._source.prefetch(dict.fromkeys(self._index.block_of(slot.place) for slot in slots))
 
     def read(self, slots: Slots, substitute: Substitute | None) -> Batch:
         """The batch of these samples.
@@ -59,21 +68,19 @@ class SampleReader:
             UserError: too many unreadable samples, or a shard is gone.
             OSError: the store failed for good.
         """
-        places = list(zip(slots.epochs, slots.sample_ids, strict=True))
-        ids, epochs, samples = [], [], []
-        for (epoch, sample_id), result in zip(places, self._decode_all(places), strict=True):
+        served, samples = Slots(), list[Decoded]()
+        for slot, result in zip(slots, self._decode_all(slots), strict=True):
             if isinstance(result, BadSample):
-                self._put_away(sample_id, result)
+                self._put_away(slot, result)
                 if substitute is None:
                     continue
-                sample_id, result = self._replace(epoch, sample_id, substitute)
-            ids.append(sample_id)
-            epochs.append(epoch)
+                slot, result = self._replace(slot, substitute)
+            served.append(slot)
             samples.append(result)
         arrays = self._decoder.stack(samples)
         return Batch(
-            sample_ids=ids,
-            epochs=epochs,
+            sample_ids=[slot.sample_id for slot in served],
+            epochs=[slot.epoch for slot in served],
             keys=[sample.key for sample in samples],
             captions=[sample.caption for sample in samples],
             images=arrays.images,
@@ -88,9 +95,9 @@ class SampleReader:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _decode_all(self, places: list[tuple[int, int]]) -> list[Decoded | BadSample]:
-        """Every place decoded, in order; the blocks are awaited here, the threads only decode."""
-        work = [(self._members(sample_id), epoch, sample_id) for epoch, sample_id in places]
+    def _decode_all(self, slots: Slots) -> list[Decoded | BadSample]:
+        """Every slot decoded, in order; the blocks are awaited here, the threads only decode."""
+        work = [(self._members(slot), slot) for slot in slots]
         if self._pool is None or len(work) < self._num_threads:
             return [self._decode(*item) for item in work]
         share = -(-len(work) // self._num_threads)
@@ -98,29 +105,29 @@ class SampleReader:
         done = self._pool.map(lambda piece: [self._decode(*item) for item in piece], pieces)
         return [result for piece in done for result in piece]
 
-    def _members(self, sample_id: int) -> TarSample | TarError:
+    def _members(self, slot: Slot) -> TarSample | TarError:
         """The members of a sample, or the damage of its block."""
-        samples = self._source.get(self._index.block_of(sample_id))
-        return samples if isinstance(samples, TarError) else samples[self._index.place_in_block(sample_id)]
+        samples = self._source.get(self._index.block_of(slot.place))
+        return samples if isinstance(samples, TarError) else samples[self._index.place_in_block(slot.place)]
 
-    def _decode(self, members: TarSample | TarError, epoch: int, sample_id: int) -> Decoded | BadSample:
+    def _decode(self, members: TarSample | TarError, slot: Slot) -> Decoded | BadSample:
         if isinstance(members, TarError):
             return BadSample(str(members))
         try:
-            return self._decoder(members, epoch, sample_id)
+            return self._decoder(members, slot.epoch, slot.sample_id)
         except BadSample as error:
             return error
 
-    def _replace(self, epoch: int, bad_id: int, substitute: Substitute) -> tuple[int, Decoded]:
+    def _replace(self, bad: Slot, substitute: Substitute) -> tuple[Slot, Decoded]:
         """The first readable substitute: the same one on every rank and after every resume."""
         for attempt in range(MAX_SUBSTITUTES):
-            sample_id = substitute(epoch, bad_id, attempt)
-            result = self._decode(self._members(sample_id), epoch, sample_id)
+            slot = substitute(bad, attempt)
+            result = self._decode(self._members(slot), slot)
             if isinstance(result, Decoded):
-                return sample_id, result
-            self._put_away(sample_id, result)
+                return slot, result
+            self._put_away(slot, result)
         raise UserError(f"{MAX_SUBSTITUTES} substitutes in a row are unreadable; run `tessera-data validate`")
 
-    def _put_away(self, sample_id: int, reason: BadSample) -> None:
-        shard, place = self._index.locate(sample_id)
-        self._quarantine.add(sample_id, shard, place, str(reason))
+    def _put_away(self, slot: Slot, reason: BadSample) -> None:
+        shard, place = self._index.shards.locate(slot.sample_id)
+        self._quarantine.add(slot.sample_id, shard, place, str(reason))

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.config import UserError
+from pipeline.data.members import Members, pack
 from pipeline.data.shards import Manifest
 
 BITS_NAME, SELECTION_NAME = "selection.bits", "selection.json"
@@ -24,36 +25,49 @@ class Selection:
 
     manifest_digest: str
     """Of the manifest that it was made for."""
-    keep: np.ndarray
-    """bool [N], in the order of the manifest."""
+    num_samples: int
+    """N, of the manifest."""
+    bits: np.ndarray
+    """uint8 [ceil(N / 8)], as `members.pack` makes them, in the order of the manifest."""
     removed: dict[str, int]
     """Rule -> samples that it removed which no rule before it had."""
 
     @property
     def digest(self) -> str:
         """sha256 hex digest of manifest and bits: the name of the dataset as it is seen through this selection."""
-        return hashlib.sha256(self.manifest_digest.encode() + self._bits()).hexdigest()
+        return hashlib.sha256(self.manifest_digest.encode() + self.bits.tobytes()).hexdigest()
 
-    def sample_ids(self) -> np.ndarray:
-        """int64 [n]: the samples that count, ascending."""
-        return np.flatnonzero(self.keep)
+    @property
+    def keep(self) -> np.ndarray:
+        """bool [N]: which samples count."""
+        return self.kept(0, self.num_samples)
+
+    def kept(self, first: int, last: int) -> np.ndarray:
+        """bool [last - first]: which of the samples [first, last) count."""
+        bits = np.unpackbits(self.bits[first // 8 : -(-last // 8)], bitorder="little")
+        return bits[first % 8 : first % 8 + last - first].astype(bool)
+
+    def members(self) -> Members:
+        """The samples that count, by their number."""
+        return Members(self.bits)
 
     def save(self, url: str) -> None:
         """Write both files into the dataset folder; the JSON comes last and makes the bits count."""
-        bits = self._bits()
+        bits = self.bits.tobytes()
         storage.write_bytes(storage.join(url, BITS_NAME), bits)
         head = _Head(
             self.manifest_digest,
-            len(self.keep),
-            int(self.keep.sum()),
+            self.num_samples,
+            len(self.members()),
             self.removed,
             hashlib.sha256(bits).hexdigest(),
         )
         storage.write_json(storage.join(url, SELECTION_NAME), asdict(head))
 
-    def _bits(self) -> bytes:
-        """Sample i is bit i % 8 of byte i // 8."""
-        return np.packbits(self.keep, bitorder="little").tobytes()
+
+def select(manifest: Manifest, keep: np.ndarray, removed: dict[str, int]) -> Selection:
+    """The selection of the samples for which `keep`, bool [N], is true."""
+    return Selection(manifest.digest, manifest.num_samples, pack(keep), removed)
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,7 @@ def load_selection(url: str, manifest: Manifest) -> Selection | None:
         raise UserError(f"{place}: {BITS_NAME} holds other bits than it says; {remedy}")
     if not head.num_selected:
         raise UserError(f"{place}: leaves no sample; {remedy}")
-    keep = np.unpackbits(np.frombuffer(bits, np.uint8), count=head.num_samples, bitorder="little").astype(bool)
-    return Selection(head.manifest_digest, keep, head.removed)
+    return Selection(head.manifest_digest, head.num_samples, np.frombuffer(bits, np.uint8), head.removed)
 
 
 def selection_digest(url: str, manifest: Manifest) -> str | None:

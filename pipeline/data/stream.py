@@ -14,10 +14,11 @@ from pathlib import Path
 
 from pipeline.config import UserError
 from pipeline.data.batch import Batch
+from pipeline.data.captions import CaptionChoice
 from pipeline.data.dataset import DataConfig
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.read_ahead import ReadAhead
-from pipeline.data.reader import Slots, Substitute
+from pipeline.data.reader import Slot, Slots, Substitute
 from pipeline.data.samples import BadSample, Decoded, Decoder
 from pipeline.data.tar import TarSample
 from pipeline.randomness import Draws
@@ -84,7 +85,11 @@ class StreamLoader:
         if self._stream is not None:
             self._stream.close()
         config = self._config
-        decoder = PictureDecoder(config.image_size, Draws(self._seed), config.crop == "random", config.random_flip)
+        draws, side = Draws(self._seed), config.image_size
+        captions = CaptionChoice(config.captions, draws)
+        decoder = PictureDecoder(
+            lambda sample_id: (side, side), captions, draws, config.crop == "random", config.random_flip
+        )
         samples = self._samples(random.Random(f"{self._seed} {self._rank} {samples_seen}"))
         reader = StreamReader(samples, decoder, self._quarantine, config.max_bad_fraction, self._pool)
         self._stream = ReadAhead(self._plan(samples_seen), reader, None, config.prefetch_batches, 1)
@@ -115,7 +120,7 @@ class StreamLoader:
         local = self._batch_size // self._world_size
         for first in count(samples_seen, self._batch_size):
             ids = [first + self._rank + self._world_size * i for i in range(local)]
-            yield Slots([0] * local, ids)
+            yield [Slot(0, sample_id, sample_id) for sample_id in ids]
 
 
 class StreamReader:
@@ -142,7 +147,7 @@ class StreamReader:
             UserError: more than the config's share of the samples cannot be read.
         """
         decoded: list[Decoded] = []
-        while missing := slots.sample_ids[len(decoded) :]:
+        while missing := slots[len(decoded) :]:
             taken = [next(self._samples) for _ in missing]
             for (url, sample), result in zip(taken, self._pool.map(self._decode, taken, missing), strict=True):
                 self._num_read += 1
@@ -152,17 +157,17 @@ class StreamReader:
                     decoded.append(result)
         arrays = self._decoder.stack(decoded)
         return Batch(
-            sample_ids=slots.sample_ids,
-            epochs=slots.epochs,
+            sample_ids=[slot.sample_id for slot in slots],
+            epochs=[slot.epoch for slot in slots],
             keys=[sample.key for sample in decoded],
             captions=[sample.caption for sample in decoded],
             images=arrays.images,
             metadata=[sample.metadata for sample in decoded],
         )
 
-    def _decode(self, item: tuple[str, TarSample], sample_id: int) -> Decoded | BadSample:
+    def _decode(self, item: tuple[str, TarSample], slot: Slot) -> Decoded | BadSample:
         try:
-            return self._decoder(item[1], 0, sample_id)
+            return self._decoder(item[1], slot.epoch, slot.sample_id)
         except BadSample as error:
             return error
 

@@ -42,5 +42,5 @@ def examine(needs: Needs) -> Iterator[Finding]:
     yield check_disk(needs.run, needs.state_bytes)
     yield check_tracking(needs.tracking_uri)
     for data in needs.data:
-        for url in filter(None, (data.train, data.validation)):
+        for url in data.urls:
             yield check_data(url, data)

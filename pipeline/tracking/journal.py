@@ -14,7 +14,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,9 @@ from pipeline.redact import redact
 FOLDER = "journal"
 _FILE = re.compile(r"events-(\d+)\.jsonl")
 
-Kind = Literal["started", "params", "metrics", "picture", "committed", "resumed", "ended"]
+Kind = Literal["started", "params", "metrics", "picture", "served", "committed", "resumed", "ended"]
+PROGRESS: tuple[Kind, ...] = ("metrics", "picture", "served", "committed")
+"""Events of the training itself, which a resume from an older checkpoint takes back."""
 Status = Literal["finished", "failed", "stopped"]
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,11 @@ class Journal:
         """A picture file of the run folder, such as a preview grid; `name` is that of the series."""
         place = os.path.relpath(path, self._folder.parent)
         self._write("picture", {"samples_seen": samples_seen, "name": name, "path": place})
+
+    def served(self, first: int, batch_size: int, ranks: int, words: Sequence[str]) -> None:
+        """What the steps from `first` on trained on, one word for each step (`pipeline.data.served`)."""
+        body = {"first": first, "batch_size": batch_size, "ranks": ranks, "words": list(words)}
+        self._write("served", {"samples_seen": first + batch_size * len(words), **body})
 
     def committed(self, generation: int, samples_seen: int, stall_seconds: float = 0.0) -> None:
         """A checkpoint at `samples_seen` is whole on disk: nothing before it can be lost or done again. Steps went on
@@ -166,7 +173,7 @@ def read_events(run_dir: Path | str) -> list[Event]:
     for event in read_all_events(run_dir):
         if event.kind == "started":
             events = [e for e in events if e.kind != "ended"]
-        elif event.attempt != origin and event.kind in ("resumed", "metrics", "picture", "committed"):
+        elif event.attempt != origin and event.kind in ("resumed", *PROGRESS):
             events = _before(events, event.samples_seen if event.kind == "resumed" else 0)
             origin = event.attempt
         events.append(event)
@@ -178,7 +185,7 @@ def _before(events: list[Event], samples_seen: int) -> list[Event]:
     kept: list[Event] = []
     closed = samples_seen == 0
     for event in events:
-        progress = event.kind in ("metrics", "picture", "committed")
+        progress = event.kind in PROGRESS
         if not progress or event.samples_seen < samples_seen or (event.samples_seen == samples_seen and not closed):
             kept.append(event)
         closed = closed or (event.kind == "committed" and event.samples_seen == samples_seen)

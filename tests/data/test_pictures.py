@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import decode
+from pipeline.data.captions import CaptionChoice
 from pipeline.data.decode import DecodeError, decode_image
 from pipeline.data.pictures import PictureDecoder, crop, fit
 from pipeline.data.samples import BadSample
@@ -126,7 +127,7 @@ def test_huge_jpegs_are_decoded_small_but_never_too_small():
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
 def test_fit_brings_the_short_side_to_size(height, width, size):
-    result = fit(np.zeros((height, width, 3), dtype=np.uint8), size)
+    result = fit(np.zeros((height, width, 3), dtype=np.uint8), size, size)
     assert min(result.shape[:2]) == size
     long, short = max(height, width), min(height, width)
     assert abs(max(result.shape[:2]) - long * size / short) <= 0.5
@@ -134,29 +135,34 @@ def test_fit_brings_the_short_side_to_size(height, width, size):
 
 def test_shrinking_is_antialiased():
     checkerboard = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    assert np.abs(fit(checkerboard, 16).astype(int) - 127.5).max() <= 1
-    assert np.abs(fit(checkerboard, 24).astype(int).mean() - 127.5) <= 1
+    assert np.abs(fit(checkerboard, 16, 16).astype(int) - 127.5).max() <= 1
+    assert np.abs(fit(checkerboard, 24, 24).astype(int).mean() - 127.5) <= 1
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True), st.integers(0, 9), st.integers(0, 9))
 def test_crops_lie_inside_and_reach_both_ends(vertical, horizontal, rows, columns):
     image = np.arange((5 + rows) * (5 + columns)).reshape(5 + rows, 5 + columns)
-    assert crop(image, 5, (vertical, horizontal)).shape == (5, 5)
-    assert crop(image, 5, (0.0, 0.0))[0, 0] == 0
-    assert crop(image, 5, (1 - 2**-53, 1 - 2**-53))[-1, -1] == image[-1, -1]
+    assert crop(image, 5, 5, (vertical, horizontal)).shape == (5, 5)
+    assert crop(image, 5, 5, (0.0, 0.0))[0, 0] == 0
+    assert crop(image, 5, 5, (1 - 2**-53, 1 - 2**-53))[-1, -1] == image[-1, -1]
+
+
+def decoder_of(draws):
+    """Squares of 8 pixels."""
+    return PictureDecoder(lambda sample_id: (8, 8), CaptionChoice((), draws), draws, random_crop=True, random_flip=True)
 
 
 def test_random_choices_are_keyed_on_epoch_and_sample():
-    decoder = PictureDecoder(8, Draws(0), random_crop=True, random_flip=True)
+    decoder = decoder_of(Draws(0))
     sample = TarSample("a", {"png": encoded(SMOOTH), "json": b'{"caption": "c"}'})
     assert np.array_equal(decoder(sample, 1, 5).array, decoder(sample, 1, 5).array)
     seen = {decoder(sample, epoch, number).array.tobytes() for epoch in range(3) for number in range(5)}
     assert len(seen) >= 4  # of three places, each also mirrored
-    plain = PictureDecoder(8, None, random_crop=True, random_flip=True)
+    plain = decoder_of(None)
     assert len({plain(sample, epoch, 0).array.tobytes() for epoch in range(5)}) == 1
     assert plain(sample, 0, 0).caption == "c"
 
 
 def test_a_sample_without_a_picture_is_bad():
     with pytest.raises(BadSample, match="no picture among txt"):
-        PictureDecoder(8, None, False, False)(TarSample("a", {"txt": b""}), 0, 0)
+        decoder_of(None)(TarSample("a", {"txt": b""}), 0, 0)

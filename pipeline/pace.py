@@ -21,6 +21,10 @@ class TrainState:
     step: int = 0
     """Optimizer steps made."""
 
+    def after(self, num_samples: int) -> "TrainState":
+        """One step of so many samples later."""
+        return TrainState(self.samples_seen + num_samples, self.step + 1)
+
 
 class Pace:
     """The speed of the steps since the last line; the time of validation, pictures and saving does not count."""

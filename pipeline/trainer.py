@@ -171,10 +171,9 @@ def fit(
         while state.samples_seen < config.total_samples and not stopping:
             batch = pace.waiting_for(batches, state.step)
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
-            size = loader.batch_size_at(state.samples_seen)
-            before, state = state, TrainState(state.samples_seen + size, state.step + 1)
+            before, state = state, state.after(loader.batch_size_at(state.samples_seen))
             metrics, stopping, written, served = _agree(measured, stop, checkpoints, batch)
-            ledger.add(before.samples_seen, size, served, process.world_size)
+            ledger.add(before.samples_seen, state.samples_seen - before.samples_seen, served, process.world_size)
             health.check(state.step, metrics, partial(stage.where_not_finite, batch))
             pace.stepped()
             last = state.samples_seen >= config.total_samples

@@ -83,7 +83,6 @@ async def _get_s3(fs: Any, path: str, start: int, stop: int, tag: str | None) ->
 
     The client is asked directly, since fsspec's own read has no condition.
     """
-    from botocore.exceptions import ClientError
     from s3fs.errors import translate_boto_error
 
     bucket, key, _ = fs.split_path(path)
@@ -98,13 +97,13 @@ async def _get_s3(fs: Any, path: str, start: int, stop: int, tag: str | None) ->
             raise _too_short(f"s3://{path}", stop)
         async with answer["Body"] as body:
             return await body.read(), answer["ETag"]
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
+    except Exception as error:  # botocore's own class is not imported here; an answer of the store's has a response
+        code = getattr(error, "response", {}).get("Error", {}).get("Code")
         if code in ("PreconditionFailed", "412"):
             raise _changed(f"s3://{path}", str(tag)) from None
         if code in ("InvalidRange", "416"):
             raise _too_short(f"s3://{path}", stop) from None
-        raise translate_boto_error(error) from None
+        raise translate_boto_error(error) from error
 
 
 def _changed(url: str, known: str) -> UserError:

@@ -11,7 +11,6 @@ and every weight, moment and average, bit for bit. Prints what was done, and whe
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -45,11 +44,12 @@ def main() -> int:
         drawn_shards(place, 90)
         cluster = SlurmCluster(place / "slurm")
         try:
+            version = cluster.run("sbatch", "--version").strip()
             job = Disturbed(cluster, place, "hurt", *words("hurt", ENDLESS))
             count = disturb(job, time.monotonic() + 60 * args.minutes, args.every, args.duty)
         finally:
             cluster.close()
-        return report(place, count)
+        return report(place, count, version)
 
 
 def disturb(job: Disturbed, until: float, every: float, duty: float) -> dict[str, int]:
@@ -92,7 +92,7 @@ def send(ranks: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def report(place: Path, count: dict[str, int]) -> int:
+def report(place: Path, count: dict[str, int], version: str) -> int:
     """The quiet run of as many steps, and the comparison."""
     hurt, quiet = place / "hurt", place / "quiet"
     newest = newest_verified(hurt / "checkpoints")
@@ -107,9 +107,7 @@ def report(place: Path, count: dict[str, int]) -> int:
     different = [step for step in expected if expected[step] != numbers[step]]
     tensors = compare(hurt / "checkpoints", quiet / "checkpoints")
     said = ", ".join(f"{number} x {name}" for name, number in count.items())
-    print(
-        f"torch {torch.__version__}, Python {sys.version.split()[0]}, {slurm_version()}; load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"torch {torch.__version__}, {version}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"{said}; {num_steps} steps, {newest.number} generations")
     print(f"numbers of steps that differ: {len(different)} of {num_steps}")
     print(f"tensors that differ: {sum(not same for same in tensors.values())} of {len(tensors)}")
@@ -128,11 +126,6 @@ def compare(hurt: Path, quiet: Path) -> dict[str, bool]:
             assert ours.keys() == theirs.keys()
             found |= {f"{part}/{field}/{name}": torch.equal(ours[name], theirs[name]) for name in ours}
     return found
-
-
-def slurm_version() -> str:
-    """As `sbatch` says it."""
-    return subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

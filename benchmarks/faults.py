@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.distributed import process as processes
 from pipeline.distributed.deepspeed_engine import import_deepspeed, settings
 from pipeline.distributed.engine import Engine
 from pipeline.optim import build_optimizer
-from tests.checkpoint.faults import Injector, Point, damaged, forked
+from tests.checkpoint.faults import Injector, Point, damaged, forked, load_libraries
 from tests.distributed.toys import OPTIM, VARIANTS, Net, images, make_engine
 
 FIRST, SECOND, LAST = 3, 5, 8
@@ -233,10 +234,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("systems", nargs="*", choices=[*SYSTEMS, []], help="default: all")
     args = parser.parse_args()
-    import accelerate
-    import deepspeed
-
-    print(f"torch {torch.__version__}, DeepSpeed {deepspeed.__version__}, accelerate {accelerate.__version__}")
+    load_libraries()
+    print(*(f"{name} {version(name)}" for name in ("torch", "deepspeed", "accelerate")), sep=", ")
     print(f"{'':<24}{'killed in a save':>20}{'a file damaged':>20}")
     for system in (system for name in args.systems or SYSTEMS for system in SYSTEMS[name]):
         with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,11 @@
 """The rendered scripts, run for real by bash; where a script calls Slurm, small stand-ins record what it asked for."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,16 @@ def test_time_limit_saves_first_and_requeues_after_srun_has_ended(tmp_path: Path
         "saved",
         "scontrol requeue 30007",
     ]
+
+
+def test_a_port_where_somebody_listens_is_passed_over(tmp_path: Path) -> None:
+    """As when two clusters, or a job that is just ending, share a machine."""
+    cluster = Cluster(tmp_path, make_job(tmp_path / "run", num_nodes=2), "exit 0")
+    for taken in range(15000, 29998):
+        with suppress(OSError), socket.create_server(("127.0.0.1", taken)):
+            assert cluster.end(SLURM_JOB_ID=str(taken - 15000)) == (0, "")
+            assert int(cluster.calls()[-1].split()[3]) > taken
+            return
 
 
 def test_three_starts_in_a_row_without_a_new_checkpoint_end_the_requeues(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 import errno
 import json
 import logging
-import os
 import socket
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,34 +18,10 @@ from pipeline.tracking.journal import Journal
 from pipeline.tracking.lease import LEASE_TAG
 from pipeline.tracking.shipper import heartbeat, ship, shipped_run_id
 from pipeline.tracking.system import SystemLog
+from tests.tracking.journals import losses, start, the_run, train
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-
-def start(run: Path, **params: object) -> Journal:
-    journal = Journal(run)
-    journal.params({"optim": {"learning_rate": 0.1, **params}, "data": {"train": "s3://me:hunter2@store/train"}})
-    return journal
-
-
-def train(journal: Journal, begin: int, end: int, value: float = 1.0, commit: bool = True) -> None:
-    for samples in range(begin, end + 1):
-        journal.metrics({"loss": value * samples}, step=samples, samples_seen=samples)
-    if commit:
-        journal.committed(end, end)
-
-
-def the_run(client: "MlflowClient") -> "Run":
-    (run,) = client.search_runs([client.get_experiment_by_name("tessera").experiment_id])
-    return run
-
-
-def losses(client: "MlflowClient") -> dict[int, float]:
-    history = client.get_metric_history(the_run(client).info.run_id, "loss")
-    assert len({metric.step for metric in history}) == len(history)
-    return {metric.step: metric.value for metric in history}
 
 
 def test_a_whole_run(client: "MlflowClient", tmp_path: Path) -> None:
@@ -197,27 +171,6 @@ def test_changed_params_are_drift_and_not_fatal(client: "MlflowClient", tmp_path
     assert data.tags["tessera.attempts"] == "2"
 
 
-def test_a_dead_trainer_is_marked_killed_and_a_resumed_one_runs(client: "MlflowClient", tmp_path: Path) -> None:
-    train(start(tmp_path / "toy"), 1, 2)
-    path = tmp_path / "toy" / "journal" / "events-000.jsonl"
-    path.write_text(path.read_text().replace(f'"pid":{os.getpid()}', '"pid":4194300'))
-    ship(tmp_path / "toy")
-    assert the_run(client).info.status == "KILLED"
-    again = start(tmp_path / "toy")
-    again.resumed(2)
-    ship(tmp_path / "toy")
-    assert the_run(client).info.status == "RUNNING"
-
-
-def test_of_another_machine_nothing_is_said(client: "MlflowClient", tmp_path: Path) -> None:
-    train(start(tmp_path / "toy"), 1, 2)
-    path = tmp_path / "toy" / "journal" / "events-000.jsonl"
-    text = path.read_text().replace(f'"pid":{os.getpid()}', '"pid":4194300')
-    path.write_text(text.replace(socket.gethostname(), "n9"))
-    ship(tmp_path / "toy")
-    assert the_run(client).info.status == "RUNNING"
-
-
 def test_not_a_number_and_infinity_arrive(client: "MlflowClient", tmp_path: Path) -> None:
     journal = start(tmp_path / "toy")
     journal.metrics({"a": float("nan"), "b": float("-inf")}, 1, 1)
@@ -268,43 +221,6 @@ def test_command_line(client: "MlflowClient", tmp_path: Path, capsys: pytest.Cap
     assert tessera("reap") == 0 and "no run is lost" in capsys.readouterr().out
     client.set_tag(the_run(client).info.run_id, LEASE_TAG, "1000000")
     assert tessera("reap") == 0 and "toy: KILLED" in capsys.readouterr().out
-
-
-def test_a_lost_machine_ends_as_killed_and_goes_on_under_the_same_id(
-    client: "MlflowClient", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = start(tmp_path / "toy")
-    train(journal, 1, 2)
-    ship(tmp_path / "toy")
-    run_id, now_ms = the_run(client).info.run_id, time.time_ns() // 1_000_000
-    until_ms = int(the_run(client).data.tags[LEASE_TAG])
-    assert now_ms < until_ms <= now_ms + 600_000
-    other = start(tmp_path / "neighbour")
-    train(other, 1, 2)
-    ship(tmp_path / "neighbour")
-    monkeypatch.setattr("pipeline.tracking.lease._now_ms", lambda: until_ms - 1)
-    assert heartbeat(tmp_path / "neighbour") and client.get_run(run_id).info.status == "RUNNING"
-    monkeypatch.setattr("pipeline.tracking.lease._now_ms", lambda: until_ms + 1)
-    assert heartbeat(tmp_path / "neighbour")
-    lost = client.get_run(run_id)
-    assert lost.info.status == "KILLED" and "lease ran out" in lost.data.tags["tessera.reason"]
-    again = start(tmp_path / "toy")
-    again.resumed(2)
-    train(again, 3, 4)
-    again.ended("finished")
-    ship(tmp_path / "toy")
-    found = client.get_run(run_id)
-    assert found.info.status == "FINISHED" and found.data.tags["tessera.reason"] == ""
-    assert [metric.step for metric in client.get_metric_history(run_id, "loss")] == [1, 2, 3, 4]
-
-
-def test_a_heartbeat_of_a_run_that_was_called_dead_brings_it_back(client: "MlflowClient", tmp_path: Path) -> None:
-    assert not heartbeat(tmp_path / "unknown")
-    train(start(tmp_path / "toy"), 1, 2)
-    ship(tmp_path / "toy")
-    client.set_terminated(the_run(client).info.run_id, "KILLED")
-    assert heartbeat(tmp_path / "toy")
-    assert the_run(client).info.status == "RUNNING"
 
 
 def test_system_metrics_of_every_machine_arrive_once(client: "MlflowClient", tmp_path: Path) -> None:

@@ -75,22 +75,26 @@ def test_who_may_enter(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADA)
     assert "user or password is wrong" in refusal()
 
-    journal = Journal(here / "guarded")
-    journal.params({"seed": 1})
-    journal.metrics({"loss": 1.0}, 1, 1)
-    journal.ended("finished")
     (here / "gates.yaml").write_text("vq-autoencoder: {}")
-    assert tessera("registry", "ship", "guarded") == 1
-    said.append(capsys.readouterr().err)
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", BOB)
-    assert tessera("registry", "ship", "guarded") == 0
-    assert tessera("registry", "register", str(package(here / "m").folder), "--name", "behind-tls") == 0
-    assert tessera("registry", "promote", "behind-tls", "--gates", "gates.yaml") == 0
-    assert tessera("registry", "verify", "behind-tls@champion") == 0
-    said += capsys.readouterr()
-    assert Registry().find("behind-tls@champion").number == 1
+    for value, (name, password) in enumerate((("ada", ADA), ("bob", BOB))):  # bob in what ada began
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-" + password)
+        journal = Journal(here / "runs" / name)
+        journal.params({"seed": 1})
+        journal.metrics({"loss": 1.0}, 1, 1)
+        journal.ended("finished")
+        assert tessera("registry", "ship", f"runs/{name}") == 1
+        said += capsys.readouterr()
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        assert tessera("registry", "ship", f"runs/{name}") == 0
+        model = package(here / name, float(value))
+        assert tessera("registry", "register", str(model.folder), "--name", "behind-tls") == 0
+        assert tessera("registry", "promote", "behind-tls", "--gates", "gates.yaml") == 0
+        assert tessera("registry", "verify", "behind-tls@champion") == 0
+        said += capsys.readouterr()
+    assert Registry().find("behind-tls@champion").number == 2
 
-    written = "\n".join(path.read_text() for path in (here / "guarded").rglob("*") if path.is_file())
+    written = "\n".join(path.read_text() for path in (here / "runs").rglob("*") if path.is_file())
     for secret in (ADA, BOB, PASSWORD):
         assert secret not in "".join(said) + written + server.log + server.command_lines()
 

@@ -12,6 +12,8 @@ for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests.s3_server import S3Server, start  # noqa: E402
+
 REQUIRE_ALL = os.environ.get("TESSERA_REQUIRE_ALL") == "1"
 """Set by .ci/run: a machine that has everything has no reason to skip."""
 
@@ -41,3 +43,27 @@ def pytest_make_collect_report() -> Iterator[None]:
     report = yield
     _fail_a_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One for all tests that want it: running, without buckets."""
+    pytest.importorskip("swift")
+    try:
+        server = start(tmp_path_factory.mktemp("s3"))
+    except OSError as error:
+        pytest.skip(f"no extended attributes on the disk of the tests: {error}")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, and the environment by which this process and its children find it."""
+    import s3fs
+
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield s3_server
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -1,12 +1,13 @@
 """A TCP proxy that stands between a client and a real server, and breaks what passes as a test wishes."""
 
 import socket
+import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-Fault = Literal["none", "503", "cut upload", "cut download", "slow"]
+Fault = Literal["none", "503", "cut upload", "cut download", "slow", "reset"]
 BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -69,6 +70,10 @@ class FaultyProxy:
                 upload = cut == "cut upload"
                 if upload and self.fault == "503" and self._meets_fault(1, 0):
                     source.sendall(BUSY)
+                    break
+                if upload and self.fault == "reset" and self._meets_fault(1, 0):
+                    source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    source.close()  # with a reset, not with an end
                     break
                 if self.fault == cut and self._meets_fault(num_passed, 1 << 17):
                     break

@@ -2,8 +2,8 @@
 
 A range of another state of an object would be silent wrong data, so a file's size and time, and an S3 object's ETag (as
 `If-Match`, compared by the store itself) are held against the first read. Failures are tried again, `NUM_ATTEMPTS`
-times (`pipeline.retry`), each at most `ATTEMPT_SECONDS` long: a store in trouble stops the run after some 20 seconds if
-it answers at once, and after 9 minutes if it hangs. Called by the source of blocks and by the tools.
+times (`pipeline.retry`), each at most `ATTEMPT_SECONDS` long: a store in trouble stops the run after 9 minutes at most.
+Called by the source of blocks and by the tools.
 """
 
 import os
@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 
 from pipeline import storage
 from pipeline.config import UserError
-from pipeline.retry import patiently
+from pipeline.retry import NUM_ATTEMPTS, patiently
 
 ATTEMPT_SECONDS = 60.0
 """A read that has not come after this long is given up and asked for again."""
@@ -71,7 +71,12 @@ class RangedReader:
                 raise OSError(f"{url}: {len(data)} bytes instead of {stop - start}")
             return data
 
-        return patiently(get)
+        try:
+            return patiently(get)
+        except (UserError, FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # each client library has its own
+            raise OSError(f"{url}: the store failed {NUM_ATTEMPTS} times, the last time with {error!r}") from error
 
     def _compare(self, url: str, state: str) -> None:
         if (known := self._states.setdefault(url, state)) != state:
@@ -83,27 +88,31 @@ async def _get_s3(fs: Any, path: str, start: int, stop: int, tag: str | None) ->
 
     The client is asked directly, since fsspec's own read has no condition.
     """
-    from s3fs.errors import translate_boto_error
-
     bucket, key, _ = fs.split_path(path)
     await fs.set_session()
     client = await fs.get_s3(bucket)
     condition = {} if tag is None else {"IfMatch": tag}
+    span = f"bytes={start}-{stop - 1}"
     try:
-        answer = await client.get_object(
-            Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition, **fs.req_kw
-        )
-        if stop > int(answer["ContentRange"].rpartition("/")[2]):
-            raise _too_short(f"s3://{path}", stop)
-        async with answer["Body"] as body:
-            return await body.read(), answer["ETag"]
-    except Exception as error:  # botocore's own class is not imported here; an answer of the store's has a response
-        code = getattr(error, "response", {}).get("Error", {}).get("Code")
-        if code in ("PreconditionFailed", "412"):
-            raise _changed(f"s3://{path}", str(tag)) from None
-        if code in ("InvalidRange", "416"):
-            raise _too_short(f"s3://{path}", stop) from None
-        raise translate_boto_error(error) from error
+        answer = await client.get_object(Bucket=bucket, Key=key, Range=span, **condition, **fs.req_kw)
+    except Exception as error:  # botocore's class is not imported here; what the store answered has a `response`
+        raise _told(error, f"s3://{path}", stop, tag) from None
+    if stop > int(answer["ContentRange"].rpartition("/")[2]):
+        raise _too_short(f"s3://{path}", stop)
+    async with answer["Body"] as body:
+        return await body.read(), answer["ETag"]
+
+
+def _told(error: Exception, url: str, stop: int, tag: str | None) -> Exception:
+    """An answer of the store's as the error that it means; any other error as it is."""
+    from s3fs.errors import translate_boto_error
+
+    code = getattr(error, "response", {}).get("Error", {}).get("Code")
+    if code in ("PreconditionFailed", "412"):
+        return _changed(url, str(tag))
+    if code in ("InvalidRange", "416"):
+        return _too_short(url, stop)
+    return translate_boto_error(error)
 
 
 def _changed(url: str, known: str) -> UserError:

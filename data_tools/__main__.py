@@ -12,6 +12,7 @@ COMMANDS = {
     "validate": "check every byte, picture and caption of a dataset, and repair it",
     "report": "one HTML page about a dataset: counts, failures, sizes, words, pictures",
     "mask": "choose which samples count: filters, duplicates, opt-outs",
+    "buckets": "sort pictures into shapes, for training on batches of several aspect ratios",
     "verify-epoch": "prove that a run trained on each sample exactly once an epoch",
     "precompute": "encode pictures once: latents in shards, stamped with their autoencoder",
 }

@@ -1,4 +1,4 @@
-"""The console program `tessera-launch`: three doors into the same `tessera train`."""
+"""The console program `tessera-launch`: doors into the same `tessera train`, and one for the data tools."""
 
 import sys
 
@@ -9,6 +9,8 @@ COMMANDS = {
     "local": "one process on this machine",
     "torchrun": "several processes on this machine, or on machines without a scheduler",
     "slurm": "a Slurm job that saves before its time is up and queues itself again",
+    "kubernetes": "print a PyTorchJob for Kubeflow's training operator",
+    "array": "a data tool as a Slurm job array",
 }
 
 

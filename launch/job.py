@@ -1,7 +1,8 @@
-"""One job: a checked config, the shape of its world, and the script that starts it. Used by all three commands."""
+"""One job: a checked config, the shape of its world, and the script that starts it. Used by every command."""
 
 import argparse
 import shlex
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from launch.snapshot import copy_code
 from pipeline import storage
+from pipeline.command_line import EXIT_DONE, EXIT_FAILED
 from pipeline.config import UserError, dump_config
 
 TEMPLATES = Path(__file__).parent
@@ -79,7 +81,12 @@ def make_job(args: argparse.Namespace, num_nodes: int = 1, num_processes: int = 
 
 
 def render(template: str, job: Job, **values: Any) -> str:
-    """The script of `job`; in a template `{{ x | quote }}` is safe in a shell."""
+    """The script of `job`."""
+    return render_template(template, job=job, **values)
+
+
+def render_template(template: str, **values: Any) -> str:
+    """A template of this folder filled in; there `{{ x | quote }}` is safe in a shell."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -91,7 +98,18 @@ def render(template: str, job: Job, **values: Any) -> str:
         autoescape=False,  # shell, not HTML
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    return environment.get_template(template).render(job=job, python=sys.executable, here=Path.cwd(), **values)
+    return environment.get_template(template).render(python=sys.executable, here=Path.cwd(), **values)
+
+
+def submit(script: Path, log: Path) -> tuple[int, str]:
+    """Hand a script to sbatch and say where to look; (exit code, number of the job)."""
+    answer = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        print(f"tessera-launch: sbatch refused {script}: {answer.stderr.strip()}", file=sys.stderr)
+        return EXIT_FAILED, ""
+    number = answer.stdout.strip().partition(";")[0]
+    print(f"job {number}; log: {str(log).replace('%j', number)}; cancel: scancel {number}", flush=True)
+    return EXIT_DONE, number
 
 
 def write_job(job: Job, name: str, script: str) -> Path:

@@ -1,1 +1,1 @@
-"""The commands of `tessera-launch`, one module each; all three prepare the same job and differ in the script."""
+"""The commands of `tessera-launch`, one module each; those that train prepare the same job and differ in the script."""

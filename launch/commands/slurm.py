@@ -8,11 +8,11 @@ Example:
 import argparse
 import re
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
-from launch.job import Job, add_arguments, make_job, positive, render, write_job
-from pipeline.command_line import EXIT_DONE, EXIT_FAILED
+from launch.follow import follow
+from launch.job import add_arguments, make_job, positive, render, submit, write_job
+from pipeline.command_line import EXIT_DONE
 from pipeline.config import UserError
 
 
@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--time", metavar="D-HH:MM:SS", help="limit of one start; at its end the job queues itself again")
     add("--cpus-per-rank", type=positive, default=8, metavar="C", help="CPU cores per rank (default: 8)")
     add("--cpu", action="store_true", help="ask for no GPUs")
+    add("--follow", action="store_true", help="show the log until the job has ended, over all its starts")
     add("--sbatch", action="append", default=[], metavar="--KEY=VALUE", help="one more #SBATCH line each")
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """
     job = make_job(args, args.nodes, args.nproc)
     options = [f"--time={args.time}"] * bool(args.time) + args.sbatch
-    check_directives(job, options)
+    check_directives(job.run, options)
     script = render(
         "slurm.sbatch",
         job,
@@ -49,29 +50,19 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if shutil.which("sbatch") is None:
         raise UserError("sbatch: not on this machine; run this on a login node, or look at the script with --dry-run")
-    return submit(job, script)
+    path, log = write_job(job, "slurm.sbatch", script), job.folder / "slurm-%j.out"
+    code, number = submit(path, log)
+    return follow(number, Path(str(log).replace("%j", number))) if args.follow and not code else code
 
 
-def check_directives(job: Job, options: list[str]) -> None:
+def check_directives(folder: Path, options: list[str]) -> None:
     """`#SBATCH` lines have no quoting: refuse what would end one or start another.
 
     Raises:
-        UserError: an option that does not read --key or --key=value, or a run folder with spaces.
+        UserError: an option that does not read --key or --key=value, or a folder with spaces.
     """
     for option in options:
         if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", option):
             raise UserError(f"--sbatch {option!r}: write --sbatch=--key=value, without spaces")
-    if re.search(r"\s", str(job.run)):
-        raise UserError(f"run={str(job.run)!r}: Slurm's log path cannot hold spaces; name another run folder")
-
-
-def submit(job: Job, script: str) -> int:
-    """Hand the script to sbatch; returns the exit code."""
-    path = write_job(job, "slurm.sbatch", script)
-    answer = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        print(f"tessera-launch: sbatch refused {path}: {answer.stderr.strip()}", file=sys.stderr)
-        return EXIT_FAILED
-    number = answer.stdout.strip().partition(";")[0]
-    print(f"job {number}; log: {job.folder}/slurm-{number}.out; cancel: scancel {number}")
-    return EXIT_DONE
+    if re.search(r"\s", str(folder)):
+        raise UserError(f"{str(folder)!r}: Slurm's log path cannot hold spaces; name another folder")

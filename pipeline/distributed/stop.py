@@ -4,9 +4,11 @@ Signals and files only raise a flag here; the trainer agrees on it over the rank
 leaves. Used by `pipeline.trainer` and the train command; the other side of the files is `launch/slurm.sbatch`.
 """
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,13 @@ REFUSED_FILE = "TESSERA_REFUSED_FILE"
 again in vain."""
 
 
+SLURM_START, SLURM_END = "SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"
+"""Slurm's word (22.05 and later) for when a job began and has to end, in seconds since 1970."""
+
+MARGIN_SECONDS = 300.0
+"""How long before the end of such a job a run stops by itself; a tenth of a job that is shorter than 50 minutes."""
+
+
 class StopRequest:
     """Whether this rank was asked to stop. Ranks hear of it at different moments: agree before acting on it."""
 
@@ -36,15 +45,22 @@ class StopRequest:
             os.environ.get(STOP_FILE) if environment_number("RANK", 0) == 0 else None
         )  # one rank asks the shared storage
         self._file = Path(name) if name else None
+        self._stop_at = math.inf if STOP_FILE in os.environ else _stop_time()  # our launcher tells it itself
 
     @property
     def requested(self) -> bool:
-        """True once a signal came, or once the launcher's file is there."""
-        return self._signalled or (self._file is not None and self._file.exists())
+        """True once a signal came, the launcher's file is there, or a job's time is nearly up."""
+        return self._signalled or time.time() >= self._stop_at or (self._file is not None and self._file.exists())
 
     def note_signal(self) -> None:
         """What a signal handler does: no more than this."""
         self._signalled = True
+
+
+def _stop_time() -> float:
+    """When to stop a run that somebody else's Slurm script has started; inf elsewhere."""
+    start, end = (environment_number(name, 0) for name in (SLURM_START, SLURM_END))
+    return end - min(MARGIN_SECONDS, 0.1 * (end - start)) if 0 < start < end else math.inf
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import UserError
 from pipeline.distributed.process import any_rank, finish, start
-from pipeline.distributed.stop import REFUSED_FILE, STOP_FILE, refusal_noted, stop_on_signals
+from pipeline.distributed.stop import REFUSED_FILE, SLURM_END, SLURM_START, STOP_FILE, refusal_noted, stop_on_signals
 from tests.ranks import run_ranks
 
 
@@ -64,3 +65,19 @@ def test_a_user_s_mistake_is_told_to_the_launcher(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError), refusal_noted():
         raise UserError("no such folder")
     assert (tmp_path / "REFUSED").exists()
+
+
+@pytest.mark.parametrize(
+    ("length", "left", "wanted"), [(7200, 400, False), (7200, 290, True), (600, 100, False), (600, 50, True)]
+)
+def test_a_job_of_another_script_stops_before_its_time_is_up(
+    length: int, left: int, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = int(time.time()) + left
+    monkeypatch.setenv(SLURM_END, str(end))
+    monkeypatch.setenv(SLURM_START, str(end - length))
+    with stop_on_signals() as stop:
+        assert stop.requested == wanted
+    monkeypatch.setenv(STOP_FILE, str(tmp_path / "STOP"))  # our own script says when, and has to know that it did
+    with stop_on_signals() as stop:
+        assert not stop.requested

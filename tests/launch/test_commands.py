@@ -1,13 +1,17 @@
-"""The three doors from the command line: checks come first, a dry run leaves nothing, a launch leaves a whole job."""
+"""The doors from the command line: checks come first, a dry run leaves nothing, a launch leaves a whole job."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launch import __main__ as program
+from launch import follow
+from launch.job import render_template
 
 MINIMAL = """
 run: {run}
@@ -80,3 +84,72 @@ def test_a_launch_leaves_code_config_and_script(
     assert yaml.safe_load((run / "launch/config.yaml").read_text())["trainer"]["batch_size"] == 16
     assert (run / "code/pipeline/config.py").is_file()
     assert set(json.loads((run / "launch/snapshot.json").read_text())) == {"commit", "modified", "untracked", "digest"}
+
+
+def test_kubernetes_manifest(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("kubernetes", config, "--nodes", "4", "--nproc", "2", "--image", "tessera:1", "--claim", "runs")
+    assert launch(monkeypatch, *words) == 2
+    assert "is not below --mount /runs" in capsys.readouterr().err
+    assert launch(monkeypatch, *words, "--mount", config.parent) == 0
+    settings, job = yaml.safe_load_all(capsys.readouterr().out)
+    assert yaml.safe_load(settings["data"]["config.yaml"])["trainer"]["batch_size"] == 8
+    roles = job["spec"]["pytorchReplicaSpecs"]
+    assert {role: spec["replicas"] for role, spec in roles.items()} == {"Master": 1, "Worker": 3}
+    assert job["spec"]["nprocPerNode"] == "2"
+    pod = roles["Worker"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 2, "cpu": 64, "memory": "256Gi"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["command"][-3:] == ["pipeline", "train", "/config/config.yaml"]
+
+
+ARRAY = ("array", "--parts", "4", "--folder", "out/web", "--at-once", "2")
+
+
+def test_array_of_a_data_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launch(monkeypatch, *ARRAY, "--dry-run", "--", "shard", "a b.csv", "--out", "shards") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-3%2\n" in script and "-m data_tools shard 'a b.csv' --out shards" in script
+    assert not list(tmp_path.iterdir())
+    assert launch(monkeypatch, *ARRAY, "--", "report", "shards") == 2
+    assert "after -- give shard with its arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tool", "starts", "again"), [("exit 0", 0, False), ("exit 1", 0, True), ("exit 1", 2, False), ("exit 2", 0, False)]
+)
+def test_a_part_that_fails_is_queued_again(tool: str, starts: int, again: bool, tmp_path: Path) -> None:
+    for name, body in (("python", f'echo "$*" > {tmp_path}/called; {tool}'), ("scontrol", f"touch {tmp_path}/again")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    values = {"name": "web", "parts": 4, "at_once": None, "cpus": 3, "folder": tmp_path, "options": []}
+    script = render_template("array.sbatch", **values, words="shard in --out shards")
+    script = script.replace(sys.executable, str(tmp_path / "python"))
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_ID": "7"}
+    slurm["SLURM_RESTART_COUNT"] = str(starts)
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash"], input=script, text=True, env=environment, check=False)
+    assert done.returncode == int(tool.split()[1]) and (tmp_path / "again").exists() == again
+    assert (tmp_path / "called").read_text().endswith("shard in --out shards --shard-range 3/4 --num-workers 3\n")
+
+
+def test_following_shows_every_start_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, states = tmp_path / "slurm-7.out", iter(["PENDING", "RUNNING", "REQUEUED", "RUNNING", "COMPLETED"])
+
+    def state_of(number: str) -> str:
+        state = next(states)
+        if state != "PENDING":
+            with log.open("a") as file:
+                file.write(f"{state}\n")
+        return state
+
+    monkeypatch.setattr(follow, "state_of", state_of)
+    assert follow.follow("7", log, poll_seconds=0) == 0
+    assert capsys.readouterr().out.split() == ["RUNNING", "REQUEUED", "RUNNING", "COMPLETED"]
+    monkeypatch.setattr(follow, "state_of", lambda number: None)
+    assert follow.follow("7", log, poll_seconds=0) == 1

@@ -115,6 +115,8 @@ class Cluster:
     def __init__(self, folder: Path, job: Job, step: str) -> None:
         self.folder, self.job, self.log = folder, job, folder / "log"
         self._command("scontrol", SCONTROL)
+        self._command("sbatch", 'echo "sbatch $*" >> "$LOG"')
+        self._command("sinfo", 'printf "1\n2\n"')  # three nodes are up
         self._command("srun", f'echo "srun $1 $HEAD $PORT $SRUN_CPUS_PER_TASK" >> "$LOG"\n{step}')
         (job.run / "checkpoints/gen-000001").mkdir(parents=True)
         job.folder.mkdir()
@@ -133,7 +135,8 @@ class Cluster:
 
     def start(self, nodes: str = "n1\nn2", **variables: str) -> subprocess.Popen[str]:
         (self.folder / "job.sh").write_text(render("slurm.sbatch", self.job, **SLURM))
-        slurm = {"SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_ID": "30007", "SLURM_JOB_NODELIST": "n[1-2]"}
+        slurm = {"SLURM_JOB_NUM_NODES": str(self.job.num_nodes), "SLURM_JOB_PARTITION": "all"}
+        slurm |= {"SLURM_CPUS_PER_TASK": "16", "SLURM_JOB_ID": "30007", "SLURM_JOB_NODELIST": "n[1-2]"}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environment = {**os.environ, **slurm, **variables, "PATH": path, "LOG": str(self.log), "NODES": nodes}
         command = ["bash", str(self.folder / "job.sh")]
@@ -195,6 +198,21 @@ def test_a_failure_after_a_new_checkpoint_is_always_requeued(tmp_path: Path) -> 
     cluster = Cluster(tmp_path, job, f"mkdir -p {job.run}/checkpoints/gen-00000$STEP; exit 1")
     assert [cluster.end(STEP=str(step)) for step in range(2, 7)] == [(0, "")] * 5
     assert cluster.calls().count("scontrol requeue 30007") == 5
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "first", "excluded"), [(2, "n2 n2", True), (2, "n2 n1", False), (3, "n2 n2", False)]
+)
+def test_a_node_that_fails_first_twice_is_excluded_where_there_are_others(
+    tmp_path: Path, num_nodes: int, first: str, excluded: bool
+) -> None:
+    cluster = Cluster(tmp_path, make_job(tmp_path / "run", num_nodes=num_nodes), 'echo "$FIRST" >> "$FAULTS"; exit 1')
+    (_, quiet), (code, said) = (cluster.end(FIRST=node) for node in first.split())
+    assert quiet == ""
+    assert cluster.calls()[-1] == (
+        f"sbatch --exclude=n2 {tmp_path}/run/launch/slurm.sbatch" if excluded else "scontrol requeue 30007"
+    )
+    assert ("a new job without n2" in said) == excluded and code == int(excluded)
 
 
 def test_a_user_s_mistake_is_not_requeued(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import mmap
 import tempfile
 from array import array
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +31,7 @@ class PairList:
         self.all_lossless = True
         """No picture's name ends like that of a format which loses something."""
         for pair in source.pairs():
-            line = json.dumps(asdict(pair), default=str).encode() + b"\n"
+            line = json.dumps(vars(pair), default=str).encode() + b"\n"
             place += self._file.write(line)
             places.append(place)
             digest.update(_facts(pair))

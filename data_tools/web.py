@@ -20,7 +20,7 @@ OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex"}
 """Directives of `X-Robots-Tag` by which an owner says no, as img2dataset reads them."""
 
 MAX_BYTES = 256 << 20
-PIECE_BYTES = 1 << 16
+PIECE_BYTES = 1 << 18
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 """HTTP status codes after which another attempt may succeed."""
 
@@ -105,7 +105,7 @@ def _body(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
         answer.close()
         raise OptedOut(f"opted out: {refusal}")
     pieces, num_bytes = [], 0
-    for piece in answer.stream(PIECE_BYTES):
+    while piece := answer.read1(PIECE_BYTES):  # what is there by now, so that the clock is looked at after each packet
         pieces.append(piece)
         num_bytes += len(piece)
         if num_bytes > MAX_BYTES:

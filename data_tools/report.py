@@ -18,6 +18,7 @@ NUM_PICTURES = 48
 THUMBNAIL_PIXELS = 144
 NUM_ROWS = 10
 NUM_WORDS = 24
+LOST = "Left out, by reason"
 ASPECTS = {
     "1 : 2 and taller": 1 / 2, "9 : 16": 9 / 16, "2 : 3": 2 / 3, "3 : 4": 3 / 4, "square": 1.0,
     "4 : 3": 4 / 3, "3 : 2": 3 / 2, "16 : 9": 16 / 9, "2 : 1 and wider": 2.0,
@@ -62,7 +63,7 @@ def write_report(url: str, out: str) -> Survey:
         loader=jinja2.PackageLoader("data_tools", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
-        url=url, manifest=found.manifest, facts=_facts(found), charts=_charts(found), thumbnails=thumbnails
+        url=url, manifest=found.manifest, facts=_facts(found), charts=_charts(found), thumbnails=thumbnails, lost=LOST
     )
     storage.write_bytes(out, page.encode())
     return found
@@ -77,7 +78,7 @@ def _facts(found: Survey) -> dict[str, str]:
         "left out": f"{found.failures.total():,}",
         "without caption": f"{found.caption_lengths[0]:,}",
         "different captions": f"{len(found.captions):,}",
-        "pictures that came before": f"{found.pictures.total() - len(found.pictures):,}",
+        "repeated pictures": f"{found.pictures.total() - len(found.pictures):,}",
     }
 
 
@@ -85,10 +86,10 @@ def _charts(found: Survey) -> dict[str, list[Bar]]:
     """Title -> bars; a chart without bars is not shown."""
     repeated = Counter({caption: count for caption, count in found.captions.items() if caption and count > 1})
     return {
-        "Left out, by reason": _bars(found.failures.most_common(NUM_ROWS)),
+        LOST: _bars(found.failures.most_common(NUM_ROWS)),
         "Size as stored": _bars(found.sizes.most_common(NUM_ROWS), _size_label),
         "Size as found": _bars(found.original_sizes.most_common(NUM_ROWS), _size_label),
-        "Longer side to shorter side, as found": _bars(_aspects(found.original_sizes).items()),
+        "Width to height, as found": _bars(_aspects(found.original_sizes).items()),
         "Words in a caption": _bars(sorted(_binned(found.caption_lengths).items()), _range_label),
         "Captions that come most often": _bars(repeated.most_common(NUM_ROWS)),
         "Words that come most often": _bars(found.words.most_common(NUM_WORDS)),

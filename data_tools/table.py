@@ -66,7 +66,7 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         texts = [(value or "").encode() for value in values]
         ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
         return pa.Array.from_buffers(kind, len(values), [there, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
-    numbers = np.array([value or 0 for value in values], dtype=NUMPY_TYPES[str(kind)])
+    numbers: np.ndarray = np.array([value or 0 for value in values], dtype=NUMPY_TYPES[str(kind)])
     data = np.packbits(numbers, bitorder="little") if pa.types.is_boolean(kind) else numbers
     return pa.Array.from_buffers(kind, len(values), [there, pa.py_buffer(data)])
 

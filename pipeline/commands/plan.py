@@ -89,6 +89,7 @@ def world_of(config: "ExperimentConfig", args: argparse.Namespace) -> "World":
         zero_stage=engine.zero_stage if engine.kind == "deepspeed" else 0,
         bf16=engine.precision == "bf16",
         bucket_elements=engine.reduce_bucket_size,
+        overlaps=engine.kind == "accelerate",  # DDP; our DeepSpeed exchanges after the backward pass
     )
 
 

@@ -4,13 +4,18 @@ Figures of accelerators are those of the makers' data sheets: dense bf16 and pla
 there is one. What cannot be known before a run is a range and says so; nothing here replaces a measured step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.plan.measure import Part
 
 MFU_RANGE = (0.15, 0.40)
 """Share of the peak that such networks reach: small convolutions near the first, large attention near the second."""
+TYPICAL_MFU = 0.23
+"""What mosaicml/diffusion's published runs of SD2's UNet reach on A100, with our count of its FLOPs; their ten figures
+from 8 to 128 GPUs and of both sizes follow from it (tests/plan/test_published.py)."""
+BACKWARD_SHARE = 2 / 3
+"""Of the arithmetic: beside it, gradients can already travel."""
 USABLE = 0.9
 """Share of the memory to plan with: the allocator, the kernels' workspaces and NCCL take the rest."""
 NETWORK_GB_PER_SECOND = 50.0
@@ -73,8 +78,12 @@ class Speed:
     """Arithmetic, fast end first."""
     exchange_seconds: float
     """Gradients and weights between GPUs, if nothing overlapped."""
+    exchange_bytes: int
+    """What each GPU sends for it."""
     images_per_second: tuple[float, float]
-    """All GPUs together, slow end first; the exchange is not hidden."""
+    """All GPUs together, slow end first."""
+    typical_images_per_second: float
+    """At `TYPICAL_MFU`."""
     binds: str
     """`compute` or `exchange`: what takes longer at the fast end."""
 
@@ -109,27 +118,50 @@ def generation_bytes(parts: Sequence[Part]) -> int:
 
 
 def speed_of(
-    parts: Sequence[Part], gpu: Gpu, bf16: bool, zero_stage: int, num_gpus: int, gpus_per_node: int, batch_size: int
+    parts: Sequence[Part],
+    gpu: Gpu,
+    bf16: bool,
+    zero_stage: int,
+    num_gpus: int,
+    gpus_per_node: int,
+    batch_size: int,
+    overlaps: bool = False,
 ) -> Speed:
-    """How fast a step of `batch_size` images over all GPUs can be."""
+    """How fast a step of `batch_size` images over all GPUs can be.
+
+    Args:
+        overlaps: gradients travel beside the rest of the backward pass, as under DDP (the accelerate engine).
+    """
     flops = sum(part.flops for part in parts) * batch_size / num_gpus
     peak = (gpu.bf16_tflops if bf16 else gpu.fp32_tflops) * 1e12
-    slow, fast = (flops / (peak * share) for share in MFU_RANGE)
-    exchange = _exchange_seconds(parts, gpu, zero_stage, num_gpus, gpus_per_node)
+    slow, typical, fast = (flops / (peak * share) for share in (MFU_RANGE[0], TYPICAL_MFU, MFU_RANGE[1]))
+    num_bytes = _exchange_bytes(parts, zero_stage, num_gpus)
+    link = gpu.link_gb_per_second if num_gpus <= gpus_per_node else NETWORK_GB_PER_SECOND
+    exchange = num_bytes / (link * 1e9)
+
+    def rate(compute: float) -> float:
+        hidden = min(exchange, compute * BACKWARD_SHARE) if overlaps else 0.0
+        return batch_size / (compute + exchange - hidden)
+
     return Speed(
         compute_seconds=(fast, slow),
         exchange_seconds=exchange,
-        images_per_second=(batch_size / (slow + exchange), batch_size / (fast + exchange)),
+        exchange_bytes=num_bytes,
+        images_per_second=(rate(slow), rate(fast)),
+        typical_images_per_second=rate(typical),
         binds="exchange" if exchange > fast else "compute",
     )
 
 
-def _exchange_seconds(parts: Sequence[Part], gpu: Gpu, zero_stage: int, num_gpus: int, gpus_per_node: int) -> float:
+def cheapest_stage(memory: Mapping[int, Memory], usable_bytes: int) -> int | None:
+    """The lowest ZeRO stage that fits: each higher one is as slow or slower. None when none does."""
+    return min((stage for stage, rooms in memory.items() if rooms.total <= usable_bytes), default=None)
+
+
+def _exchange_bytes(parts: Sequence[Part], zero_stage: int, num_gpus: int) -> int:
     """A ring pass moves (N - 1) / N of the fp32 weights: two a step (gradients in, weights out), three on ZeRO 3.
 
     Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020, section 7.
     """
     passes = 3 if zero_stage == 3 else 2
-    num_bytes = 4 * sum(part.num_trained for part in parts) * passes * (num_gpus - 1) / num_gpus
-    inside = num_gpus <= gpus_per_node
-    return num_bytes / ((gpu.link_gb_per_second if inside else NETWORK_GB_PER_SECOND) * 1e9)
+    return 4 * sum(part.num_trained for part in parts) * passes * (num_gpus - 1) // num_gpus

@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.plan.estimate import GPUS, MFU_RANGE, USABLE, Memory, Speed, memory_per_gpu, speed_of
+from pipeline.plan.estimate import (
+    GPUS,
+    MFU_RANGE,
+    TYPICAL_MFU,
+    USABLE,
+    Memory,
+    Speed,
+    cheapest_stage,
+    memory_per_gpu,
+    speed_of,
+)
 from pipeline.plan.measure import Part
 
 GIB = 2**30
@@ -36,6 +46,8 @@ class World:
     """Products in bf16, else in fp32."""
     bucket_elements: int
     """Elements of a gradient bucket."""
+    overlaps: bool = False
+    """Gradients travel beside the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +70,20 @@ class Plan:
     """The whole run, fast end first."""
     binds: str
     """`memory`, `exchange` or `compute`."""
+    cheapest_stage: int | None
+    """The lowest ZeRO stage that fits; None when none does."""
 
 
 def make_plan(parts: Sequence[Part], storage: Mapping[str, int], world: World) -> Plan:
     """The figures for these networks in this world."""
     gpu, per_gpu = GPUS[world.gpu], world.batch_size // world.num_gpus
     memory = {s: memory_per_gpu(parts, s, world.num_gpus, per_gpu, world.bucket_elements) for s in range(4)}
-    speed = speed_of(parts, gpu, world.bf16, world.zero_stage, world.num_gpus, world.gpus_per_node, world.batch_size)
+    topology = (world.zero_stage, world.num_gpus, world.gpus_per_node, world.batch_size, world.overlaps)
+    speed = speed_of(parts, gpu, world.bf16, *topology)
     slow, fast = (world.total_samples / rate / 3600 for rate in speed.images_per_second)
     usable = int(gpu.memory_gib * GIB * USABLE)
     binds = "memory" if memory[world.zero_stage].total > usable else speed.binds
-    return Plan(world, parts, storage, memory, usable, speed, (fast, slow), binds)
+    return Plan(world, parts, storage, memory, usable, speed, (fast, slow), binds, cheapest_stage(memory, usable))
 
 
 def describe(plan: Plan, price: float | None) -> str:
@@ -89,8 +104,11 @@ def describe(plan: Plan, price: float | None) -> str:
             *(_row(f"{name} on disk", _size(num_bytes)) for name, num_bytes in plan.storage.items()),
             _row("arithmetic", f"{sum(part.flops for part in plan.parts) / 1e12:.3g} TFLOP for each training image"),
             _row("a step", f"{seconds} of arithmetic, {speed.exchange_seconds:.3g} s of exchange if nothing overlaps"),
-            _row("speed", f"{slow:.4g} to {fast:.4g} images/s, assuming an MFU of {low:.0%} to {high:.0%}"),
-            _row("whole run", f"{_range(plan.hours)} hours, {_cost(plan, price)}"),
+            _row("exchange", f"{_size(speed.exchange_bytes)} from each GPU in a step"),
+            _row("speed", f"{slow:,.4g} to {fast:,.4g} images/s, assuming an MFU of {low:.0%} to {high:.0%}"),
+            _row("", f"{speed.typical_images_per_second:,.4g} at the {TYPICAL_MFU:.0%} of published runs on A100"),
+            _row("whole run", f"{_range(plan.hours)} hours ({_days(plan.hours)} days), {_cost(plan, price)}"),
+            _row("fits", _fits(plan)),
             _row("binds", f"{plan.binds}: {REMEDIES[plan.binds]}"),
         ]
     )
@@ -117,6 +135,16 @@ def _size(num_bytes: int) -> str:
 
 def _range(values: tuple[float, float]) -> str:
     return f"{values[0]:,.3g} to {values[1]:,.3g}"
+
+
+def _days(hours: tuple[float, float]) -> str:
+    return _range((hours[0] / 24, hours[1] / 24))
+
+
+def _fits(plan: Plan) -> str:
+    if plan.cheapest_stage is None:
+        return "no ZeRO stage; more GPUs shard more, gradient checkpointing and a smaller batch need less"
+    return f"ZeRO {plan.cheapest_stage} is the lowest stage that does, and so the fastest"
 
 
 def _cost(plan: Plan, price: float | None) -> str:

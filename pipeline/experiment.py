@@ -160,7 +160,7 @@ def build(config: ExperimentConfig, run: RunFolder, process: Process) -> tuple[S
     what = (config.phases, config.data, config.trainer.batch_size, config.seed, process.rank, process.world_size)
     loader = open_curriculum(*what, run.quarantine, first.digest if first else None)
     stage = _build_stage(config, process, first)
-    kept = (config.trainer.keep_checkpoints, config.trainer.keep_every_samples)
+    kept = (config.trainer.keep_checkpoints, config.trainer.keep_every_samples, config.trainer.checkpoint_mirror)
     checkpoints = CheckpointStore(run.checkpoints, process, *kept)
     return stage, loader, checkpoints
 

@@ -8,6 +8,7 @@ it is complete. Called by the shard tools, the loader, the checkpoints and the e
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,6 +119,30 @@ def writing(url: str | Path) -> Iterator[IO[bytes]]:
         sync_directory(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def upload(path: Path, url: str | Path) -> None:
+    """Copy a local file to `url`, whole or not at all; raises as `writing`."""
+    if is_local(url):
+        with writing(url) as file, path.open("rb") as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+        return
+    fs, place = filesystem(url)
+    with _told(url):
+        patiently(lambda: fs.put_file(str(path), place))
+
+
+def download(url: str | Path, path: Path) -> None:
+    """Copy the object to a local file and fsync it.
+
+    Raises:
+        OSError, UserError: as `read_bytes`.
+    """
+    fs, place = filesystem(url)
+    with _told(url):
+        patiently(lambda: fs.get_file(place, str(path)))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_bytes(url: str | Path, data: bytes) -> None:

@@ -44,6 +44,9 @@ class TrainerConfig(Config):
     """Steps between two lines on the console and in the journal."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Generations that stay on disk."""
+    checkpoint_mirror: str | None = None
+    """Where each generation is copied to as well, such as s3://bucket/runs/mine; a run folder that has none, or only
+    older ones, goes on from there."""
     keep_every_samples: int = Field(default=0, ge=0)
     """Beyond those, one generation of each so many samples stays for good, as a snapshot; 0 keeps none."""
 

@@ -8,15 +8,15 @@ A kill at any moment leaves either the old generation or the new one whole. Call
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pipeline.checkpoint.generation import (
     MANIFEST,
@@ -30,7 +30,9 @@ from pipeline.checkpoint.generation import (
     folders,
     number_of,
 )
+from pipeline.checkpoint.mirror import Mirror
 from pipeline.checkpoint.reader import GenerationReader, PartReader
+from pipeline.checkpoint.retention import prune
 from pipeline.checkpoint.staging import Snapshot, Staging, lay_out, shapes_of
 from pipeline.checkpoint.writer import random_state, set_random_state, with_retries, write_rank_file
 from pipeline.config import UserError
@@ -60,17 +62,25 @@ class _Save:
     folder: Path
     progress: dict[str, Any]
     scalars: dict[str, dict[str, Any]]
-    file: Future[FileRecord]
+    file: Future[tuple[FileRecord, bool]]
     stall_seconds: float
 
 
 class CheckpointStore:
     """The generations of one run in one folder, which all ranks see. At most one save is in flight."""
 
-    def __init__(self, directory: Path | str, process: Process, keep: int = 2, keep_every_samples: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        process: Process,
+        keep: int = 2,
+        keep_every_samples: int = 0,
+        mirror: str | None = None,
+    ) -> None:
         """Nothing is read or written yet; `keep` generations stay on disk, and the first of each
-        `keep_every_samples`."""
+        `keep_every_samples`; all of them are copied to the URL `mirror`."""
         assert keep >= 1, keep
+        self.mirror = Mirror(mirror) if mirror else None
         self.directory, self.process, self.keep = Path(directory), process, keep
         self.keep_every_samples = keep_every_samples
         self._staging, self._snapshot = Staging(process.device), Snapshot({}, [])
@@ -93,7 +103,7 @@ class CheckpointStore:
         folder = on_main(self.process, self._begin)
         on_every_rank(lambda: self._take(parts))
         random = random_state(self.process.device)
-        file = self._thread.submit(write_rank_file, folder, self.process.rank, self._snapshot, random)
+        file = self._thread.submit(self._write, folder, self._snapshot, random)
         scalars = {name: part.scalars() for name, part in parts.items()}
         self._save = _Save(folder, dict(progress), scalars, file, time.monotonic() - began)
 
@@ -157,34 +167,34 @@ class CheckpointStore:
         self.settle()  # the thread may still make the buffers
         self._snapshot = self._staging.take(parts)
 
-    def _commit(self, save: _Save, files: list[FileRecord]) -> None:
-        with_retries(lambda: commit(save.folder, save.progress, save.scalars, files))
-        self._last_job = self._thread.submit(self._prune)
+    def _write(self, folder: Path, snapshot: Snapshot, random: dict[str, Tensor]) -> tuple[FileRecord, bool]:
+        """In the thread: this rank's file, and whether the mirror has it as well."""
+        record = write_rank_file(folder, self.process.rank, snapshot, random)
+        return record, self.mirror is not None and self.mirror.put(folder, record.name)
 
-    def _prune(self) -> None:
-        """Remove all but the newest committed generations, and what killed attempts left behind.
+    def _commit(self, save: _Save, files: list[tuple[FileRecord, bool]]) -> None:
+        records = [record for record, _ in files]
+        with_retries(lambda: commit(save.folder, save.progress, save.scalars, records))
+        self._last_job = self._thread.submit(self._tidy, save.folder, all(mirrored for _, mirrored in files))
 
-        Runs after a commit only, so the newest is whole; an unfinished folder is never counted as one of those kept.
-        """
-        kept = committed(self.directory)[: self.keep] + self._snapshots()
-        for path in folders(self.directory):
-            if path not in kept:
-                (path / MANIFEST).unlink(missing_ok=True)  # first, so that it is unfinished while it goes
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _snapshots(self) -> list[Path]:
-        """The oldest generation of each stretch of `keep_every_samples`, the first stretch left out."""
-        if not self.keep_every_samples:
-            return []
-        oldest: dict[int, Path] = {}
-        for path in committed(self.directory):  # newest first
-            with suppress(DamagedError):
-                oldest[Generation.open(path).progress["samples_seen"] // self.keep_every_samples] = path
-        return [path for stretch, path in oldest.items() if stretch > 0]
+    def _tidy(self, folder: Path, is_mirrored: bool) -> None:
+        """In the thread of rank 0, after a commit."""
+        kept = prune(self.directory, self.keep, self.keep_every_samples)
+        if self.mirror is not None and is_mirrored and self.mirror.put(folder, MANIFEST):
+            try:
+                self.mirror.keep(number_of(path) for path in kept)
+            except (OSError, UserError) as error:
+                log.warning("checkpoint: old copies stay on %s: %s", self.mirror.url, error)
 
     def _newest(self) -> Path | None:
-        found = committed(self.directory)
-        quarantine = self.directory / QUARANTINE
+        found, quarantine = committed(self.directory), self.directory / QUARANTINE
+        if self.mirror is not None:
+            bad = {number_of(path) for path in folders(quarantine)}
+            copies = [n for n in self.mirror.committed() if n not in bad]
+            if copies and copies[0] > max(map(number_of, found), default=0):
+                log.warning("checkpoint: fetching generation %d from %s", copies[0], self.mirror.url)
+                self.mirror.fetch(copies[0], self.directory)
+                found = committed(self.directory)
         if not found and folders(quarantine):
             raise UserError(f"{quarantine} holds damaged checkpoints, no good one is left: move it away to start anew")
         return found[0] if found else None

@@ -32,8 +32,10 @@ from pipeline.config import Config, UserError, config_differences, dump_config, 
 FREE_TO_CHANGE = (
     *("run", "trainer", "engine", "process", "tracking", "optim", "data.num_fetch_threads", "data.num_decode_threads"),
     *("data.prefetch_batches", "data.fetch_ahead_batches", "data.max_bad_fraction"),
+    *("stage.unet.compile_blocks", "stage.unet.gradient_checkpointing"),
 )
-"""What may differ when a run goes on: topology, length, cadences, learning rate, and how (not which) data is read."""
+"""What may differ when a run goes on: topology, length, cadences, learning rate, how (not which) data is read, and how
+(not what) the UNet computes."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ the weights of SD map one to one. Built by `pipeline.stages.diffusion` and `pipe
 Shapes: B pictures, C channels, H x W latent pixels, T text tokens, D context width, E time width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 from typing import Self
 
 import torch
@@ -56,6 +57,9 @@ class UNetConfig(Config):
     """Groups of every group normalisation."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory for about a third more time."""
+    compile_blocks: bool = False
+    """Compile each block for training (torch.compile): pays on GPUs and over long runs. Not under ZeRO 3, whose weights
+    come and go inside a block."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -83,16 +87,31 @@ class Layer(nn.Module):
         self.res = ResBlock(in_channels, out_channels, 4 * config.channels, config.num_groups)
         self.attention = transformer(config, out_channels) if attends else None
         self.recompute = config.gradient_checkpointing
+        self.compiled = _compiled(self) if config.compile_blocks else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """`x` [B, C, H, W], `time` [B, E], `context` [B, T, D] -> [B, C', H, W]."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._compute, x, time, context, use_reentrant=False)
-        return self._compute(x, time, context)
+        if not torch.is_grad_enabled():  # sampling and validation have other shapes, and are not worth a compilation
+            return self._compute(x, time, context)
+        compute = self.compiled or self._compute
+        if self.recompute:
+            return checkpoint(compute, x, time, context, use_reentrant=False)
+        return compute(x, time, context)
 
     def _compute(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         x = self.res(x, time)  # [B, C', H, W]
         return x if self.attention is None else self.attention(x, context)  # [B, C', H, W]
+
+
+def _compiled(layer: Layer) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The layer's computation, compiled at its first call.
+
+    Dynamo counts compilations by code object and gives up after eight, silently but for a warning; a network has more
+    layers than that, so each has a copy of the code.
+    """
+    plain = type(layer)._compute
+    own = FunctionType(plain.__code__.replace(), plain.__globals__)
+    return torch.compile(MethodType(own, layer), dynamic=False)
 
 
 class Level(nn.Module):

@@ -72,6 +72,8 @@ class DiffusionStage:
                 f"unet.latent_channels: {config.unet.latent_channels}, but the autoencoder's latents have"
                 f" {autoencoder.config.embedding_dim} channels"
             )
+        if config.unet.compile_blocks and engine.kind == "deepspeed" and engine.zero_stage == 3:
+            raise UserError("unet.compile_blocks: not under engine.zero_stage 3; choose 2, or leave compilation off")
         self.config, self.optim, self.draws = config, optim, Draws(seed)
         self.objective = self._last_objective = build_objective(config.objective)
         self._earlier = [(until, build_objective(config.objective.shifted(shift))) for until, shift in shifts]

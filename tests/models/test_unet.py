@@ -1,10 +1,12 @@
 """The UNet: published parameter counts, zero start, timestep embedding, precision, checkpointing."""
 
+from functools import partial
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.unet import Layer, UNet, UNetConfig
 from pipeline.models.unet_blocks import GroupNorm, position_code, timestep_embedding
 
 SD1 = UNetConfig(num_heads=8)
@@ -153,3 +155,42 @@ def test_position_code_breaks_the_symmetry_of_places() -> None:
         unet = randomised(SMALL.model_copy(update={"position_code": enabled}))
         out = unet.down[0].layers[0].attention(torch.ones(1, 16, 4, 4), torch.ones(1, 5, 12))
         assert torch.allclose(out, out[:, :, :1, :1].expand_as(out), atol=1e-5) == (not enabled)
+
+
+def compiled(backend: str, monkeypatch: pytest.MonkeyPatch, **changes: object) -> UNet:
+    """A randomised UNet whose blocks are compiled by that backend of torch's."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return randomised(SMALL.model_copy(update={"compile_blocks": True, **changes}))
+
+
+def outputs_and_gradients(unet: UNet) -> list[torch.Tensor]:
+    output = unet(*inputs())
+    output.square().mean().backward()
+    return [output.detach(), *(parameter.grad for parameter in unet.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_block_is_compiled_and_none_is_renamed(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    deep = {
+        "channel_multipliers": (1, 2, 3),
+        "gradient_checkpointing": recompute,
+    }  # 11 blocks: more than dynamo's eight
+    unet, plain = compiled("eager", monkeypatch, **deep), randomised(SMALL.model_copy(update=deep))
+    assert list(unet.state_dict()) == list(plain.state_dict())
+    for found, wanted in zip(outputs_and_gradients(unet), outputs_and_gradients(plain), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    num_blocks = sum(isinstance(module, Layer) for module in unet.modules())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_blocks == 11  # dynamo's own limit is eight
+    with torch.no_grad():
+        unet(*inputs(16))  # sampling compiles nothing
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == num_blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_kernels_of_inductor_give_the_same(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    unet = compiled("inductor", monkeypatch, gradient_checkpointing=recompute)
+    for found, wanted in zip(outputs_and_gradients(unet), outputs_and_gradients(randomised(SMALL)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -158,6 +158,13 @@ def test_mismatched_latents_are_refused() -> None:
         stage(CONFIG.model_copy(update={"unet": CONFIG.unet.model_copy(update={"context_dim": 24})}))
 
 
+def test_compiled_blocks_under_zero_3_are_refused() -> None:
+    config = CONFIG.model_copy(update={"unet": CONFIG.unet.model_copy(update={"compile_blocks": True})})
+    engine = EngineConfig(kind="deepspeed", zero_stage=3)
+    with pytest.raises(UserError, match="compile_blocks: not under engine.zero_stage 3"):
+        DiffusionStage(config, engine, OptimConfig(), Process(), 5, first_stage())
+
+
 def validation_metrics(process: Process, sample_ids: list[list[int]]) -> dict[str, float]:
     """Of a stage whose averaged weights are not the zeros of the start."""
     one = stage(process=process)

@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", nargs=2, metavar=("NAME", "WEIGHTS"), help=clip)
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="measure LPIPS with these weights of VGG16")
     parser.add_argument("--rfid", type=Path, metavar="FILE", help="measure rFID with these weights of Inception (2015)")
+    parser.add_argument("--fid", type=Path, metavar="FILE", help="the same weights, for the FID of what a UNet draws")
     parser.add_argument("--out", type=Path, help="write the figures here too, as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     process = processes.start()
     package = load_package(processes.on_main(process, lambda: resolve(args.model)))
+    _refuse_idle(package.kind, args)
     measure = _measure_autoencoder if package.kind == AUTOENCODER_KIND else _measure_unet
     metrics, protocol = measure(package, args, process)
     figures = {
@@ -76,6 +78,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(figures, indent=2) if args.json else _table(figures))
     processes.finish()
     return EXIT_DONE
+
+
+def _refuse_idle(kind: str, args: argparse.Namespace) -> None:
+    """Refuse a judge that this kind of model has no work for."""
+    from pipeline.checkpoint.package import AUTOENCODER_KIND
+
+    idle = ("clip", "fid") if kind == AUTOENCODER_KIND else ("lpips", "rfid")
+    for name in idle:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: has nothing to judge in a {kind}; leave it out")
 
 
 def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: "Process") -> Measured:
@@ -122,7 +134,7 @@ def _measure_unet(package: "Package", args: argparse.Namespace, process: "Proces
 
     generator = Generator.load(package.folder, process.device)
     size = args.image_size or generator.sampling.image_size or generator.autoencoder.config.resolution
-    meter = UNetMeter(generator, size, tuple(args.clip) if args.clip else None)
+    meter = UNetMeter(generator, size, tuple(args.clip) if args.clip else None, args.fid)
     with _open(args, size, process) as reader:
         served = _Served(reader, args.num)
         meter.measure(served)

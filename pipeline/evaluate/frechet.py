@@ -1,6 +1,6 @@
 """Frechet distance of two sets of feature vectors, from sums that ranks add up (Heusel et al., 2017, equation 6).
 
-Called by `judge`, with the features of `inception`.
+Called by `judge` and `fid`, with the features of `inception`.
 """
 
 import torch
@@ -10,29 +10,35 @@ from pipeline.distributed.process import all_reduce_sum
 
 
 class FrechetMeter:
-    """Means and covariances of two sets of features, in float64; the batches and ranks do not matter."""
+    """Means and covariances of two sets of features, in float64; the batches and ranks do not matter.
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    Args:
+        width: of a feature vector.
+        name: of the figure.
+    """
+
+    def __init__(self, width: int, device: torch.device, name: str) -> None:
+        self.name = name
         self.counts = torch.zeros(2, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, width, dtype=torch.float64, device=device)
         self.products = torch.zeros(2, width, width, dtype=torch.float64, device=device)
 
     def update(self, restored: Tensor, images: Tensor) -> None:
-        """Add features of reconstructions and of pictures, [B, D] each."""
+        """Add features of reconstructed or drawn pictures and of pictures of the data, [B, D] each."""
         for place, features in enumerate((restored.double(), images.double())):
             self.counts[place] += len(features)
             self.sums[place] += features.sum(0)
             self.products[place].addmm_(features.t(), features)
 
     def compute(self) -> dict[str, float]:
-        """`rfid`; collective. Of fewer than two pictures there is none."""
+        """The distance by its name; collective. Of fewer than two pictures there is none."""
         counts, sums, products = (all_reduce_sum(t.clone()) for t in (self.counts, self.sums, self.products))
         if counts.min() < 2:
             return {}
         means = sums / counts[:, None]
         outer = counts[:, None, None] * means[:, :, None] * means[:, None, :]
         covariances = (products - outer) / (counts - 1)[:, None, None]
-        return {"rfid": frechet_distance(means[0], covariances[0], means[1], covariances[1])}
+        return {self.name: frechet_distance(means[0], covariances[0], means[1], covariances[1])}
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:

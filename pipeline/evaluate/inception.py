@@ -2,7 +2,7 @@
 
 torchvision's network with the three things that the published one does otherwise: its means leave the padding out, its
 last block takes a maximum, and pictures are stretched to 299 pixels as TensorFlow 1 did. The names of the weights are
-torchvision's, as in the files that torch-fidelity and pytorch-fid offer. Called by `judge`.
+torchvision's, as in the files that torch-fidelity and pytorch-fid offer. Called by `judge` and `fid`.
 """
 
 from collections.abc import Callable

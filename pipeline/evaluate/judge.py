@@ -48,7 +48,7 @@ class ReconstructionJudge:
         self.distance = PerceptualDistance(lpips_file).to(device) if lpips_file else None
         self.distances = torch.zeros(2, dtype=torch.float64, device=device)  # LPIPS, pictures
         self.features = InceptionFeatures(inception_file).to(device) if inception_file else None
-        self.frechet = FrechetMeter(NUM_FEATURES, device) if inception_file else None
+        self.frechet = FrechetMeter(NUM_FEATURES, device, "rfid") if inception_file else None
         self.shown: list[tuple[Tensor, Tensor]] = []
 
     def update(self, restored: Tensor, images: Tensor, codes: Tensor) -> None:

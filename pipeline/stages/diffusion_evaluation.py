@@ -8,6 +8,7 @@ the caller names.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.data.batch import Batch
 from pipeline.evaluate.captions import CAPTIONS, CaptionMeter
 from pipeline.evaluate.clip_score import ClipScoreMeter
 from pipeline.evaluate.denoising import DENOISING, DenoisingMeter
+from pipeline.evaluate.fid import FidMeter
 from pipeline.evaluate.reconstruction import PictureMeter
 from pipeline.generate import Generator
 from pipeline.models.condition import enlarged, shrunk
@@ -49,6 +51,8 @@ class UNetMeter:
     """Side of the pictures that are drawn; None is the model's own."""
     clip: tuple[str, str] | None = None
     """open_clip name and weights that judge pictures by their captions."""
+    inception_file: Path | None = None
+    """Weights that judge pictures by those of the data."""
     denoising: DenoisingMeter = field(default_factory=DenoisingMeter)
     captions: CaptionMeter = field(default_factory=CaptionMeter)
 
@@ -57,6 +61,7 @@ class UNetMeter:
         device = generator.device
         self.enlarged, self.bicubic = PictureMeter(device), PictureMeter(device)
         self.score = ClipScoreMeter(*self.clip, device) if self.clip else None
+        self.fid = FidMeter(self.inception_file, device) if self.inception_file else None
         self.inputs = Inputs(generator.text, generator.autoencoder, generator.condition, Draws(0))
 
     @property
@@ -78,7 +83,7 @@ class UNetMeter:
             self.denoising.update(losses, batch.sample_ids)
             if self.enlarges:
                 drawn = self._enlarge(batch)
-            elif self.score or CaptionMeter.reads(batch.captions):
+            elif self.score or self.fid or CaptionMeter.reads(batch.captions):
                 pictures = self.generator.sample(batch.captions, batch.sample_ids, image_size=self.image_size)
                 self.captions.update(pictures, batch.captions)
                 drawn = _channels_first(pictures)
@@ -86,12 +91,16 @@ class UNetMeter:
                 continue
             if self.score:
                 self.score.update(drawn, batch.captions)
+            if self.fid:
+                if batch.images is None:
+                    raise UserError("--data: holds latents; --fid measures a distance from pictures")
+                self.fid.update(drawn, batch.images)
 
     def compute(self) -> dict[str, float]:
         """All figures by name."""
         figures = {**self.denoising.compute(), **self.captions.compute()}
-        if self.score:
-            figures |= self.score.compute()
+        for judge in filter(None, (self.score, self.fid)):
+            figures |= judge.compute()
         if self.enlarges:
             figures |= self.enlarged.compute()
             figures |= {f"{name}_bicubic": value for name, value in self.bicubic.compute().items()}
@@ -101,8 +110,8 @@ class UNetMeter:
         """How the figures were measured, but for the data."""
         parts = [DENOISING, ENLARGEMENT if self.enlarges else CAPTIONS]
         merged: dict[str, Any] = {name: value for part in parts for name, value in part.items()}
-        if self.score:
-            merged |= DRAWN | self.score.protocol()
+        for judge in filter(None, (self.score, self.fid)):
+            merged |= DRAWN | judge.protocol()
         sampling = self.generator.sampling.model_dump(mode="json")
         return {**merged, "name": " and ".join(part["name"] for part in parts), "sampling": sampling}
 

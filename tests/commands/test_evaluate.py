@@ -58,7 +58,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(place: Path, **options: Any) -> Namespace:
-    usual = {"num": None, "image_size": None, "batch_size": 3, "out": None, "json": True, "lpips": None, "rfid": None}
+    usual = {
+        "num": None,
+        "image_size": None,
+        "batch_size": 3,
+        "out": None,
+        "json": True,
+        "lpips": None,
+        "rfid": None,
+    } | {"clip": None, "fid": None}
     return Namespace(model=str(place / "model"), data=str(place / "data"), **(usual | options))
 
 
@@ -108,3 +116,10 @@ def test_judges_without_their_weights_are_refused(place: Path) -> None:
 def pixels(number: int) -> torch.Tensor:
     image = np.asarray(Image.open(io.BytesIO(picture(number, (16, 16)))))
     return torch.from_numpy(image.copy()).permute(2, 0, 1)
+
+
+def test_a_judge_without_work_is_refused(place: Path) -> None:
+    with pytest.raises(UserError, match="--clip: has nothing to judge in a vq-autoencoder"):
+        evaluated(place, {"clip": ["ViT-B-32", "none"]})
+    with pytest.raises(UserError, match="--fid: has nothing to judge"):
+        evaluated(place, {"fid": place / "inception.pth"})

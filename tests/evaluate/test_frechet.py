@@ -50,7 +50,7 @@ def test_singular_covariances_have_a_distance() -> None:
 def measured() -> dict[str, float]:
     process = start()
     restored, images = formula((9, 5), 1), formula((9, 5), 2)
-    meter = FrechetMeter(5, torch.device("cpu"))
+    meter = FrechetMeter(5, torch.device("cpu"), "rfid")
     mine = slice(process.rank, None, process.world_size)
     for a, b in zip(restored[mine].split(2), images[mine].split(2), strict=True):
         meter.update(a, b)
@@ -65,7 +65,7 @@ def test_ranks_and_batches_do_not_matter() -> None:
 
 
 def test_one_picture_has_no_covariance() -> None:
-    meter = FrechetMeter(5, torch.device("cpu"))
+    meter = FrechetMeter(5, torch.device("cpu"), "rfid")
     meter.update(torch.ones(1, 5), torch.ones(1, 5))
     assert meter.compute() == {}
 

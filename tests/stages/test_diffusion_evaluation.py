@@ -1,5 +1,7 @@
 """Figures of an exported UNet: a loss whatever the data shows, the stage's own, and enlargements by their originals."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,10 +9,15 @@ from pipeline.config import UserError
 from pipeline.data.batch import Batch
 from pipeline.evaluate.clip_score import ClipScoreMeter
 from pipeline.evaluate.denoising import DenoisingMeter
+from pipeline.evaluate.fid import FidMeter
+from pipeline.evaluate.inception import inception
 from pipeline.models.condition import UpscaleConfig
 from pipeline.stages.diffusion_evaluation import UNetMeter
 from tests.evaluate.test_clip_score import NAME, weights  # noqa: F401 (a fixture)
+from tests.formula import formula_tensors
 from tests.test_generate import conditioned, generator  # noqa: F401 (a fixture)
+
+CPU = torch.device("cpu")
 
 
 def batch(sample_ids: list[int], caption: str = "hot beverage") -> Batch:
@@ -67,3 +74,21 @@ def test_clip_judges_every_picture(generator, weights) -> None:  # type: ignore 
     judge.update(torch.from_numpy(drawn).permute(0, 3, 1, 2), one.captions)
     assert meter.compute()["clip_score"] == judge.compute()["clip_score"]
     assert {"drawn", "clip_model", "clip_weights", "clip_pixels", "sampling"} <= set(meter.protocol())
+
+
+def test_the_frechet_distance_is_one_to_the_pictures_of_the_data(generator, tmp_path: Path) -> None:  # type: ignore # noqa: F811
+    torch.save(formula_tensors(inception().state_dict()), tmp_path / "inception.pth")
+    one = batch([3, 4])
+    meter, judge = (
+        UNetMeter(generator, inception_file=tmp_path / "inception.pth"),
+        FidMeter(tmp_path / "inception.pth", CPU),
+    )
+    meter.measure([one])
+    assert one.images is not None
+    judge.update(torch.from_numpy(generator.sample(one.captions, [3, 4])).permute(0, 3, 1, 2), one.images)
+    assert meter.compute()["fid"] == pytest.approx(judge.compute()["fid"]) and judge.compute()["fid"] > 0
+    assert len(meter.protocol()["fid_weights"]) == 64
+    stored = batch([5])
+    stored.images, stored.latents = None, torch.zeros(1, 4, 8, 8)
+    with pytest.raises(UserError, match="--fid measures a distance from pictures"):
+        meter.measure([stored])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.package import Package
 from pipeline.config import UserError
+from pipeline.diffusion.schedule import build_schedule
 from pipeline.formats.autoencoder import write_diffusers as write_autoencoder
 from pipeline.formats.text import write_text_encoder, write_tokenizer
 from pipeline.models.autoencoder import AutoencoderConfig
@@ -25,6 +26,8 @@ from pipeline.models.latent_diffusion import LatentDiffusionConfig
 from pipeline.models.packaged import load_latent_diffusion
 from pipeline.storage import write_bytes, write_json
 
+COMPVIS_GROUPS = 32
+"""Groups of every normalisation in CompVis' code."""
 PIPELINE = "diffusers_pipeline.py.j2"
 _BETAS = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
 _PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -58,6 +61,7 @@ def write_diffusers(package: Package, folder: Path) -> None:
         position_code=config.unet.position_code,
         side=side,
         sampling=config.sampling,
+        guided=[share * (config.objective.schedule.num_timesteps - 1) for share in config.sampling.guidance_interval],
     )
     write_bytes(folder / "pipeline.py", page.encode())
     first_stage = json.loads((folder / "vqvae" / "config.json").read_text())["_class_name"]  # VQModel or AutoencoderKL
@@ -75,6 +79,10 @@ def write_compvis(package: Package, folder: Path) -> None:
     assert first is not None
     if config.unet.position_code:
         raise UserError(f"{package.folder}: unet.position_code has no place in CompVis' UNet; export it to diffusers")
+    if config.unet.num_groups != COMPVIS_GROUPS:
+        raise UserError(
+            f"{package.folder}: unet.num_groups is {config.unet.num_groups}, CompVis' UNet always has {COMPVIS_GROUPS}"
+        )
     unet = renamed(model.unet.state_dict(), config.unet, "compvis")
     autoencoder = to_compvis(first.tensors(), AutoencoderConfig(**first.config))
     names = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.items()}
@@ -86,11 +94,11 @@ def _refuse(config: LatentDiffusionConfig, package: Package) -> None:
     """What the pipeline cannot sample as we do."""
     if config.condition is not None:
         raise UserError(f"{package.folder}: a model with condition {config.condition.kind} has no diffusers format")
-    kind, shift = config.objective.schedule.kind, config.objective.schedule.shift
-    if kind not in _BETAS or shift != 1.0 or config.objective.prediction not in _PREDICTIONS:
+    kind, prediction = config.objective.schedule.kind, config.objective.prediction
+    if kind not in _BETAS or prediction not in _PREDICTIONS:
         raise UserError(
-            f"{package.folder}: a {kind} schedule (shift {shift:g}, prediction {config.objective.prediction}) has no"
-            " scheduler in the diffusers format; export it without --format"
+            f"{package.folder}: a {kind} schedule (prediction {prediction}) has no scheduler in the diffusers format;"
+            " export it without --format"
         )
 
 
@@ -98,13 +106,19 @@ def _scheduler(config: LatentDiffusionConfig) -> dict[str, Any]:
     """DDIM, which equals ours for every step count that divides the table; their DPM++ clips zero-terminal
     schedules."""
     schedule = config.objective.schedule
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": schedule.num_timesteps,
+    betas = {
         "beta_schedule": _BETAS[schedule.kind],
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+    }
+    if schedule.shift != 1.0:  # of which they know nothing
+        abar = build_schedule(schedule).alphas_cumprod  # float64 [num_timesteps]
+        betas = {"trained_betas": (1.0 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]])).tolist()}
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": schedule.num_timesteps,
+        **betas,
         "prediction_type": _PREDICTIONS[config.objective.prediction],
         "timestep_spacing": config.sampling.spacing,
         "steps_offset": int(config.sampling.spacing == "leading"),

@@ -230,3 +230,27 @@ def test_an_enlarging_model_doubles_what_it_is_given(generator: Generator) -> No
         enlarger.sample(PROMPTS[:1], [1])
     with pytest.raises(UserError, match="has not learnt"):
         generator.sample(PROMPTS[:1], [1], low_res=picture())
+
+
+def test_guidance_only_inside_its_interval(generator: Generator) -> None:
+    def sample(**changes: object) -> np.ndarray:
+        settings = CONFIG.sampling.model_copy(update={"guidance_scale": 6.0, **changes})
+        return generator.sample(PROMPTS, [1, 2, 3], settings)
+
+    plain, guided = sample(guidance_scale=1.0), sample()
+    assert np.array_equal(sample(guidance_interval=(0.0, 1.0)), guided)
+    assert np.array_equal(sample(guidance_interval=(0.01, 0.02)), plain)  # no step of the four lies there
+    middle = sample(guidance_interval=(0.3, 0.8))
+    assert not np.array_equal(middle, guided) and not np.array_equal(middle, plain)
+
+
+def test_rescaled_guidance_keeps_the_spread_of_plain_sampling(generator: Generator) -> None:
+    def spread(scale: float, rescale: float) -> float:
+        update = {"guidance_scale": scale, "guidance_rescale": rescale}
+        sampling = CONFIG.sampling.model_copy(update=update)
+        with torch.no_grad():
+            return float(generator._sample_latents(PROMPTS, [1, 2, 3], sampling, "", None, 1.0, (4, 8, 8)).std())
+
+    plain, guided, rescaled = spread(1.0, 0.0), spread(100.0, 0.0), spread(100.0, 1.0)
+    assert guided > 2 * plain
+    assert abs(rescaled - plain) < 0.5 * (guided - plain)

@@ -1,6 +1,6 @@
 """Draw pictures for prompts with a trained model: from noise, from a given picture, inside a mask or around a picture.
 
-Under torchrun the ranks share the pictures; a picture depends on its prompt and seed, not on where it was drawn.
+Under torchrun the ranks share the pictures, the same bytes as one of them would draw.
 
 Example:
     tessera sample --model models:/latent-unet@champion "a red circle" "a blue star" --out grid.png
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.diffusion.sampling import SamplingConfig
+
+
+TOGETHER = 8
+"""Pictures that are drawn as one batch on one rank. Fixed: kernels round otherwise for another size of the batch."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,26 +63,19 @@ def run(args: argparse.Namespace) -> int:
     model = processes.on_main(process, lambda: resolve(args.model))
     generator = Generator.load(model, process.device, first_stage, args.precision)
     init_image, mask = _given(args)
-    mine = range(process.rank, len(prompts), process.world_size)  # spread, so that no rank is much longer at it
+    batches = [slice(begin, begin + TOGETHER) for begin in range(0, len(prompts), TOGETHER)]
+    seeds = range(args.seed, args.seed + len(prompts))
+    low_res, sampling = _read_picture(args.upscale, "RGB"), _sampling(args, generator.sampling)
 
-    def draw() -> "np.ndarray | None":
-        if not mine:
-            return None
-        return generator.sample(
-            [prompts[i] for i in mine],
-            [args.seed + i for i in mine],
-            _sampling(args, generator.sampling),
-            args.negative,
-            init_image,
-            args.strength,
-            mask,
-            _read_picture(args.upscale, "RGB"),
-            args.size,
-        )
+    def draw() -> "list[np.ndarray]":
+        given = (sampling, args.negative, init_image, args.strength, mask, low_res, args.size, TOGETHER)
+        mine = batches[process.rank :: process.world_size]
+        return [generator.sample(prompts[rows], seeds[rows], *given) for rows in mine]
 
-    parts = [part for part in processes.on_every_rank(draw) if part is not None]
+    parts = processes.on_every_rank(draw)  # by rank, then by turn
     if process.is_main:
-        pictures = np.stack([parts[i % process.world_size][i // process.world_size] for i in range(len(prompts))])
+        turns = (divmod(i, process.world_size) for i in range(len(batches)))
+        pictures = np.concatenate([parts[rank][turn] for turn, rank in turns])
         _save(pictures, prompts, args.out)
         print(f"{args.out}: {len(pictures)} pictures")
     processes.finish()

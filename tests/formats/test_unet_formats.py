@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.__main__ import ABOUT, COMMANDS
-from pipeline.checkpoint.package import UNET_KIND, load_package, save_package
+from pipeline.checkpoint.package import AUTOENCODER_KIND, UNET_KIND, load_package, save_package
 from pipeline.command_line import run_program
 from pipeline.data.transforms import to_uint8
 from pipeline.diffusion.objective import ObjectiveConfig
@@ -22,10 +22,11 @@ from pipeline.models.convert import from_compvis
 from pipeline.models.convert_unet import restored
 from pipeline.models.latent_diffusion import LatentDiffusionConfig, build_latent_diffusion
 from pipeline.models.text import NULL_PROMPT, PretrainedTextConfig, build_text_tower
+from pipeline.quantizers.gradient import GradientCodebookConfig
 from pipeline.quantizers.kl import KlConfig
 from pipeline.randomness import Purpose
 from pipeline.torchvision_shim import declare_missing_operators
-from tests.test_generate import AUTOENCODER, CONFIG, save_autoencoder
+from tests.test_generate import AUTOENCODER, CONFIG
 
 SAMPLING = SamplingConfig(sampler="ddim", num_steps=5, guidance_scale=3.0, guidance_rescale=0.5)
 OBJECTIVE = ObjectiveConfig(prediction="v", schedule=ScheduleConfig(zero_terminal_snr=True))
@@ -39,7 +40,8 @@ CONFIGS = {
     "shifted, guided in an interval": BASE.model_copy(update={"objective": SHIFTED, "sampling": INTERVAL}),
 }
 COMPVIS_UNET = CONFIG.unet.model_copy(update={"channels": 32, "num_groups": 32})
-COMPVIS_FIRST = AUTOENCODER.model_copy(update={"channels": 32, "norm_groups": 32})
+PLAIN_CODES = GradientCodebookConfig(num_codes=16, cosine=False)
+COMPVIS_FIRST = AUTOENCODER.model_copy(update={"channels": 32, "norm_groups": 32, "quantizer": PLAIN_CODES})
 KL = AUTOENCODER.model_copy(update={"quantizer": KlConfig()})
 PROMPTS = ["a red circle", "a blue square at the left, a long caption that does not fit into the tower's tokens"]
 
@@ -53,7 +55,8 @@ def packaged(folder: Path, config: LatentDiffusionConfig, first_stage: Autoencod
                 parameter.normal_(std=0.1, generator=draws)
     own = Autoencoder(first_stage, seed=3).eval().requires_grad_(False)
     own.latent_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
-    first = save_autoencoder(folder / "first", own)
+    first, fields = folder / "first", first_stage.model_dump(mode="json")
+    save_package(first, AUTOENCODER_KIND, own.state_dict(), fields, {}, "card")
     document = config.model_dump(mode="json") | {"kind": "diffusion"}
     save_package(folder / "own", UNET_KIND, model.state_dict(), document, {}, "card", autoencoder=first)
 
@@ -110,7 +113,8 @@ def test_compvis_names_hold_both_stages_and_lead_back(tmp_path: Path, condition:
     assert package.autoencoder is not None
     first, back = package.autoencoder.tensors(), from_compvis(under(theirs, "first_stage_model."))
     assert all(torch.equal(first[name], back[name]) for name in back)
-    assert first.keys() - back.keys() <= {"latent_mean", "latent_std", *(n for n in first if "quantize" in n)}
+    assert "quantize.embedding.weight" in back
+    assert {name for name in first if not name.startswith(("latent_", "quantize"))} <= back.keys()
 
 
 def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -3,9 +3,9 @@
 Made with latent-diffusion a506df5: `UNetModel(image_size=8, in_channels=4, model_channels=32, out_channels=4,
 num_res_blocks=1, attention_resolutions=[1, 2], channel_mult=[1, 2], use_spatial_transformer=True, transformer_depth=1,
 context_dim=12, legacy=False)` with num_heads=2 or num_head_channels=16, weights by `formula_tensors` of its state dict,
-the inputs below, torch 2.13.0 on x86-64. Gradients are those of the output's mean square. DDIM is their DDIMSampler with 20
-steps, eta 0 and guidance 3 on the schedule 0.0015 to 0.0195; compared is its last estimate of the clean latent, since
-their sampler ends at the noise of the first timestep and ours at the estimate.
+the inputs below, torch 2.13.0 on x86-64. Gradients are those of the mean square of the output. DDIM is their
+DDIMSampler with 20 steps, eta 0 and guidance 3 on the schedule 0.0015 to 0.0195; compared is its last estimate of the
+clean latent, since their sampler ends at the noise of the first timestep and ours at the estimate.
 """
 
 import pytest

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import codebook, data, diffusion, gan_step, sharding
+from benchmarks import codebook, data, diffusion, encoders, gan_step, sharding
 
 PACKAGES = ("torch", "webdataset", "vector-quantize-pytorch", "diffusers", "ray")
 
@@ -25,6 +25,7 @@ def main() -> None:
             codebook.races(),
             gan_step.races(),
             diffusion.races(),
+            encoders.races(Path(folder) / "encoders"),
             sharding.races(Path(folder) / "sharding"),
         ):
             print(f"\n{result}", flush=True)

@@ -65,6 +65,10 @@ class UNetMeter:
         self.inputs = Inputs(generator.text, generator.autoencoder, generator.condition, Draws(0))
 
     @property
+    def _judges(self) -> list[ClipScoreMeter | FidMeter]:
+        return [judge for judge in (self.score, self.fid) if judge is not None]
+
+    @property
     def enlarges(self) -> bool:
         """Whether the model needs a picture to enlarge, and is judged by the original."""
         condition = self.generator.condition
@@ -99,7 +103,7 @@ class UNetMeter:
     def compute(self) -> dict[str, float]:
         """All figures by name."""
         figures = {**self.denoising.compute(), **self.captions.compute()}
-        for judge in filter(None, (self.score, self.fid)):
+        for judge in self._judges:
             figures |= judge.compute()
         if self.enlarges:
             figures |= self.enlarged.compute()
@@ -110,7 +114,7 @@ class UNetMeter:
         """How the figures were measured, but for the data."""
         parts = [DENOISING, ENLARGEMENT if self.enlarges else CAPTIONS]
         merged: dict[str, Any] = {name: value for part in parts for name, value in part.items()}
-        for judge in filter(None, (self.score, self.fid)):
+        for judge in self._judges:
             merged |= DRAWN | judge.protocol()
         sampling = self.generator.sampling.model_dump(mode="json")
         return {**merged, "name": " and ".join(part["name"] for part in parts), "sampling": sampling}

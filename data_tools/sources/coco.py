@@ -37,6 +37,8 @@ class CocoSource(Source):
         """Images by id, and the captions of each by annotation id."""
         try:
             tree = storage.read_json(self.url)
+            if not isinstance(tree, dict):
+                raise ValueError(f"a {type(tree).__name__} where an object is wanted")
             images = sorted(tree["images"], key=lambda image: image["id"])
             captions: dict[Any, list[str]] = defaultdict(list)
             for row in sorted(tree["annotations"], key=lambda row: row["id"]):

@@ -4,6 +4,7 @@ CSV, TSV, JSON lines, JSON and Parquet, one file or many, gzipped or not, read r
 """
 
 import csv
+import difflib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,6 +103,8 @@ def _column(url: str, row: Mapping[str, Any], wanted: str | None, usual: tuple[s
     found = first_of(usual, row)
     if found is None:
         option = "--picture-column" if usual is PATH_COLUMNS else "--caption-column"
-        names = f"{', '.join(usual[:-1])} or {usual[-1]}"
-        raise UserError(f"{url}: no column named {names}; name one of {', '.join(map(str, row))} with {option}")
+        names = [str(name) for name in row]
+        near = next((name for name in names if difflib.get_close_matches(name.lower(), usual, n=1)), None)
+        remedy = f"{option} {near}?" if near else f"{option} and one of {', '.join(names)}"
+        raise UserError(f"{url}: no column named {', '.join(usual[:-1])} or {usual[-1]}; name it with {remedy}")
     return found

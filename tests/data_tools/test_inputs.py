@@ -158,7 +158,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ("t.csv.gz", b"not gzipped", "not a readable .csv file"),
         ("t.csv", b"path,caption\na.png,b,c\n", "row 0 has more fields"),
         ("t.jsonl", b'{"path": {"bytes": 1}, "caption": ""}', "holds no path or URL, but a dict"),
-        ("t.json", b"[]", "not a COCO captions file"),
+        ("t.json", b"[]", "not a COCO captions file: a list where an object is wanted"),
     ],
 )
 def test_other_wrong_tables(tmp_path: Path, name: str, data: bytes, complaint: str) -> None:

@@ -75,7 +75,12 @@ def test_absolute_paths_and_urls_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("t.csv", "where,caption\na.png,x\n", "no column named path, image"),
+        (
+            "t.csv",
+            "where,caption\na.png,x\n",
+            "no column named path, .* --picture-column and one of where, caption",
+        ),
+        ("t.csv", "imgae,caption\na.png,x\n", "no column named path, .* --picture-column imgae\\?"),
         ("t.csv", "path,title\na.png,x\n", "no column named caption, text"),
         ("t.csv", "path,caption\n,x\n", "row 0 has no path"),
         ("t.jsonl", '{"path": "a.png"\n', "not a readable .jsonl file"),

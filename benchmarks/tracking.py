@@ -1,7 +1,7 @@
 """What tracking costs: step times while the server is up, killed, hung and without room; and large registries.
 
 `python -m benchmarks.tracking outages` trains the debug autoencoder for some minutes beside a real MLflow server whose
-state changes every few seconds, and compares the medians of the step times in each state: interleaved, in one run.
+state changes every few seconds, and compares each span with the one before it: interleaved, in one run.
 `python -m benchmarks.tracking scale [URI]` fills a server (by default a new local database) with 1,000 versions, 1,000
 promotions and a run of 10,000 points of each of five metrics, and times the commands over them.
 """
@@ -17,8 +17,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from pipeline.tracking.journal import Journal, read_events
 from pipeline.tracking.ledger import ENTRY_TAG
@@ -27,9 +30,9 @@ from pipeline.tracking.version import DIGEST_TAG, KIND_TAG
 from tests.small_disk import SmallDisk, small_disk
 
 NUM_VERSIONS, NUM_POINTS, NUM_METRICS = 1000, 10_000, 5
-STATE_SECONDS, NUM_ROUNDS = 6.0, 5
+STATE_SECONDS, NUM_ROUNDS = 4.0, 10
 DISK_MEGABYTES = 64
-SETTLE_SECONDS = 1.0
+SETTLE_SECONDS = 2.0
 """After each change of state, left out of both sides."""
 STATES = ("up", "killed", "up", "hung", "up", "full")
 ROOT = Path(__file__).parents[1]
@@ -89,6 +92,24 @@ def outages(folder: Path) -> str:
             server.become("killed")
 
 
+@dataclass
+class Span:
+    """A few seconds in one state of the server."""
+
+    state: str
+    begin_ms: float
+    end_ms: float
+    cpu_seconds: float
+    """Processor time of the trainer."""
+    steps: list[float] = field(default_factory=list)
+    """Seconds of each step."""
+
+    @property
+    def cpu_per_step(self) -> float:
+        """Seconds."""
+        return self.cpu_seconds / len(self.steps)
+
+
 def _outages(folder: Path, server: Server) -> str:
     from pipeline.tracking.shipper import ship, shipped_run_id
 
@@ -102,36 +123,50 @@ def _outages(folder: Path, server: Server) -> str:
     ]
     words += ["trainer.log_every_steps=1", "trainer.validate_every_samples=100000000", f"tracking.uri={uri}"]
     command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/autoencoder/debug.yaml"), *words]
-    trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    trainer = psutil.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not (run / "journal" / "shipped.json").is_file():
         assert trainer.poll() is None, "the training ended by itself"
         time.sleep(0.5)
-    spans: list[tuple[str, float, float]] = []
-    for state in STATES * NUM_ROUNDS:
-        server.become(state)
-        begin = time.time() + SETTLE_SECONDS
-        time.sleep(SETTLE_SECONDS + STATE_SECONDS)
-        spans.append((state, begin * 1000, time.time() * 1000))
+    spans = [_watch(trainer, server, state) for state in STATES * NUM_ROUNDS]
     server.become("up")
     trainer.send_signal(signal.SIGTERM)
     trainer.wait()
     assert ship(run, uri)
-    seconds, steps = defaultdict(list), []
+    logged = set()
     for event in read_events(run):
         if event.kind == "metrics":
-            steps.append(event.samples_seen)
-            state = next((state for state, begin, end in spans if begin < event.time_ms < end), None)
-            if state and "steps_per_second" in event.body["values"]:
-                seconds[state].append(1 / event.body["values"]["steps_per_second"])
+            logged.add(event.samples_seen)
+            span = next((span for span in spans if span.begin_ms < event.time_ms < span.end_ms), None)
+            if span and "steps_per_second" in event.body["values"]:
+                span.steps.append(1 / event.body["values"]["steps_per_second"])
     client, run_id = Registry(uri).client, shipped_run_id(run, uri)
     points = [point.step for point in client.get_metric_history(run_id, "steps_per_second")]
-    medians = {state: statistics.median(values) for state, values in seconds.items()}
-    rows = [f"  {state:<8}{1000 * value:8.2f} ms, {len(seconds[state])} steps" for state, value in medians.items()]
-    ratios = ", ".join(f"{state} / up {medians[state] / medians['up']:.3f}" for state in ("killed", "hung", "full"))
-    once = (
-        f"{len(points)} of {len(set(steps))} logged steps on the server, {len(points) - len(set(points))} of them twice"
-    )
-    return "\n".join(["step time of the debug autoencoder, one thread", *rows, f"  {ratios}", f"  {once}"])
+    once = f"{len(points)} of {len(logged)} logged steps on the server, {len(points) - len(set(points))} of them twice"
+    return "\n".join(["step of the debug autoencoder, one thread", *_rows(spans), f"  {once}"])
+
+
+def _watch(trainer: psutil.Popen, server: Server, state: str) -> Span:
+    """Bring the server into a state, let it settle, and look on for a while."""
+    server.become(state)
+    time.sleep(SETTLE_SECONDS)
+    begin, before = time.time(), trainer.cpu_times()
+    time.sleep(STATE_SECONDS)
+    after = trainer.cpu_times()
+    return Span(state, begin * 1000, time.time() * 1000, after.user - before.user + after.system - before.system)
+
+
+def _rows(spans: list[Span]) -> Iterator[str]:
+    """A line for each state; ratios are medians over the rounds of a span to the `up` just before it."""
+    for state in dict.fromkeys(STATES):
+        mine = [(span, spans[i - 1]) for i, span in enumerate(spans) if span.state == state and span.steps]
+        wall = statistics.median(step for span, _ in mine for step in span.steps)
+        cpu = statistics.median(span.cpu_per_step for span, _ in mine)
+        line = f"  {state:<8}{1000 * wall:8.2f} ms, {1000 * cpu:8.2f} ms of processor time"
+        if state != "up":
+            clock = statistics.median(statistics.median(a.steps) / statistics.median(b.steps) for a, b in mine)
+            work = statistics.median(a.cpu_per_step / b.cpu_per_step for a, b in mine)
+            line += f"; to the `up` before it {clock:.3f} and {work:.3f}"
+        yield f"{line}; {sum(len(span.steps) for span, _ in mine)} steps in {len(mine)} spans"
 
 
 def scale(folder: Path, uri: str) -> str:

@@ -69,7 +69,8 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "store"), "--port", str(self.port), "--workers", "1"]
         null = subprocess.DEVNULL
-        process = subprocess.Popen(command, cwd=folder, stdout=null, stderr=null, start_new_session=True)
+        variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as launch/mlflow-server.sh
+        process = subprocess.Popen(command, cwd=folder, stdout=null, stderr=null, start_new_session=True, env=variables)
         for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1).close()
@@ -124,13 +125,15 @@ def _outages(folder: Path, server: Server) -> str:
     words += ["trainer.log_every_steps=1", "trainer.validate_every_samples=100000000", f"tracking.uri={uri}"]
     command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/autoencoder/debug.yaml"), *words]
     trainer = psutil.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not (run / "journal" / "shipped.json").is_file():
-        assert trainer.poll() is None, "the training ended by itself"
-        time.sleep(0.5)
-    spans = [_watch(trainer, server, state) for state in STATES * NUM_ROUNDS]
-    server.become("up")
-    trainer.send_signal(signal.SIGTERM)
-    trainer.wait()
+    try:
+        while not (run / "journal" / "shipped.json").is_file():
+            assert trainer.poll() is None, "the training ended by itself"
+            time.sleep(0.5)
+        spans = [_watch(trainer, server, state) for state in STATES * NUM_ROUNDS]
+        server.become("up")
+    finally:
+        trainer.terminate()
+        trainer.wait()
     assert ship(run, uri)
     logged = set()
     for event in read_events(run):

@@ -2,15 +2,18 @@
 
 import json
 import socket
+import uuid
 from pathlib import Path
 
 import pytest
 
 from pipeline import __main__ as tessera
+from pipeline import storage
 from pipeline.data.dataset import DataConfig
 from pipeline.doctor import disk, examine, machine, network, services
 from pipeline.doctor.examine import Needs
 from pipeline.doctor.finding import Finding, Status
+from tests.s3_server import S3Server
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,41 @@ def test_leftovers_in_shared_memory_are_counted(tmp_path: Path) -> None:
     finding = machine.check_shared_memory(tmp_path)
     assert (finding.status, "1 leftovers" in finding.found) == (Status.WARNING, True)
     assert machine.check_shared_memory(tmp_path / "absent").status is Status.WARNING
+
+
+def test_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.check_compilers(("bash",)).status is Status.OK
+    finding = machine.check_compilers(("bash", "no-such-compiler"))
+    assert finding.status is Status.WARNING and "no no-such-compiler" in finding.found and finding.remedy
+
+
+@pytest.mark.parametrize(("text", "status"), [("32768 60999", "ok"), ("1024 65535", "warning"), ("odd", "ok")])
+def test_ports_that_the_kernel_hands_out(text: str, status: str, tmp_path: Path) -> None:
+    (tmp_path / "range").write_text(text + "\n")
+    assert network.check_ports(tmp_path / "range").status == status
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
+    finding = network.check_collective()
+    assert finding.status is Status.FAILURE and "GLOO_SOCKET_IFNAME" in finding.remedy
+
+
+def test_rights_on_a_folder(tmp_path: Path) -> None:
+    assert disk.check_rights(str(tmp_path / "new")).status is Status.OK
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    finding = disk.check_rights(str(tmp_path / "file"))
+    assert finding.status is Status.FAILURE and finding.found.startswith("cannot write")
+
+
+def test_rights_on_s3(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = f"s3://test-{uuid.uuid4().hex[:12]}"
+    storage.filesystem(bucket)[0].mkdir(bucket)
+    assert disk.check_rights(f"{bucket}/runs").status is Status.OK
+    finding = disk.check_rights("s3://test-no-such-bucket/runs")
+    assert finding.status is Status.FAILURE and "s3:PutObject" in finding.remedy
 
 
 def test_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,5 +122,5 @@ def test_command_prints_remedies_and_fails_only_on_failures(
 
 def test_without_a_config_only_the_machine_is_examined() -> None:
     checks = {finding.check for finding in examine.examine(Needs())}
-    assert {"Python", "torch", "disk", "tracking"} <= checks
+    assert {"Python", "torch", "disk", "tracking", "ports", "collective", "compilers"} <= checks
     assert not any(check.startswith("data") for check in checks)

@@ -1,4 +1,5 @@
-"""Check this machine before a run: versions, device, shared memory, ports, clock, disk, tracking, data.
+"""Check this machine before a run: versions, device, compilers, shared memory, ports, collectives,
+clock, disk, rights on S3, tracking, data.
 
 Example:
     tessera doctor
@@ -50,7 +51,8 @@ def _needs(args: argparse.Namespace) -> Needs:
     from pipeline.experiment import load_experiment, phases_of  # torch comes with it, and the general checks come first
 
     config = load_experiment(args.config, args.overrides)
-    return Needs(Path(config.run), _state_bytes(config), config.tracking.uri, [one.data for one in phases_of(config)])
+    data = [one.data for one in phases_of(config)]
+    return Needs(Path(config.run), _state_bytes(config), config.tracking.uri, data, config.trainer.checkpoint_mirror)
 
 
 def _state_bytes(config: "ExperimentConfig") -> int | None:

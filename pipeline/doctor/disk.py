@@ -1,11 +1,14 @@
-"""The storage under the run folder: its clock and its room. Called by `examine`."""
+"""Where the run writes: the clock and the room of its disk, the rights on its object store. Called by `examine`."""
 
 import os
 import shutil
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
+from pipeline import storage
+from pipeline.config import UserError
 from pipeline.doctor.finding import Finding, Status, first_line, gib
 
 MAX_CLOCK_SKEW_SECONDS = 5.0
@@ -36,6 +39,26 @@ def check_disk(run: Path, state_bytes: int | None) -> Finding:
     if free < 2 * state_bytes:
         return Finding("disk", Status.FAILURE, found, "make room for two generations, or name another run=")
     return Finding("disk", Status.OK, found)
+
+
+def check_rights(url: str) -> Finding:
+    """An object written, read, listed and removed again: what checkpoints there need."""
+    name, place = f"rights {url}", storage.join(url, f".doctor-{uuid.uuid4().hex}")
+    step = "write"
+    try:
+        storage.write_bytes(place, b"tessera")
+        step = "read"
+        if storage.read_bytes(place) != b"tessera":
+            return Finding(name, Status.FAILURE, "reads other bytes than were written", "ask whoever runs the storage")
+        step = "list"
+        if place.rpartition("/")[2] not in storage.list_names(url):
+            return Finding(name, Status.FAILURE, "does not list what was written", "grant s3:ListBucket")
+        step = "remove"
+        storage.remove(place)
+    except (OSError, UserError) as error:
+        remedy = "grant s3:PutObject, GetObject, ListBucket and DeleteObject, and check AWS_* and AWS_ENDPOINT_URL"
+        return Finding(name, Status.FAILURE, f"cannot {step}: {first_line(error)}", remedy)
+    return Finding(name, Status.OK, "writes, reads, lists, removes")
 
 
 def _existing_parent(path: Path) -> Path:

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.doctor.disk import check_clock, check_disk
+from pipeline.doctor.disk import check_clock, check_disk, check_rights
 from pipeline.doctor.finding import Finding
-from pipeline.doctor.machine import PYTHONS, SHM, check_device, check_shared_memory, check_torch, check_version
-from pipeline.doctor.network import check_host_name, check_loopback
+from pipeline.doctor.machine import (
+    PYTHONS,
+    SHM,
+    check_compilers,
+    check_device,
+    check_shared_memory,
+    check_torch,
+    check_version,
+)
+from pipeline.doctor.network import EPHEMERAL_PORTS, check_collective, check_host_name, check_loopback, check_ports
 from pipeline.doctor.services import check_data, check_tracking
 
 if TYPE_CHECKING:  # torch comes with it, and a torch that does not import is one of the findings
@@ -28,6 +36,8 @@ class Needs:
     """As in the config."""
     data: "Sequence[DataConfig]" = ()
     """What the run reads, in each of its phases."""
+    mirror: str | None = None
+    """Where its checkpoints are copied to."""
 
 
 def examine(needs: Needs) -> Iterator[Finding]:
@@ -35,11 +45,16 @@ def examine(needs: Needs) -> Iterator[Finding]:
     yield check_version("Python", sys.version_info[:2], PYTHONS)
     yield check_torch()
     yield check_device()
+    yield check_compilers()
     yield check_shared_memory(SHM)
     yield check_loopback()
+    yield check_ports(EPHEMERAL_PORTS)
+    yield check_collective()
     yield check_host_name()
     yield check_clock(needs.run)
     yield check_disk(needs.run, needs.state_bytes)
+    if needs.mirror is not None:
+        yield check_rights(needs.mirror)
     yield check_tracking(needs.tracking_uri)
     for data in needs.data:
         for url in data.urls:

@@ -1,4 +1,4 @@
-"""The machine itself: versions, device, shared memory. Called by `examine`."""
+"""The machine itself: versions, device, compilers, shared memory. Called by `examine`."""
 
 import glob
 import os
@@ -64,3 +64,12 @@ def check_shared_memory(folder: Path) -> Finding:
     if free < MIN_SHM_BYTES:
         return Finding("shared memory", Status.WARNING, found, "start the container with --shm-size=8g or --ipc=host")
     return Finding("shared memory", Status.OK, found)
+
+
+def check_compilers(names: tuple[str, ...] = ("g++", "ninja")) -> Finding:
+    """What torch.compile and DeepSpeed's own kernels are built with; a plain run needs neither."""
+    absent = [name for name in names if shutil.which(name) is None]
+    if absent:
+        remedy = "apt-get install build-essential ninja-build, if you compile"
+        return Finding("compilers", Status.WARNING, f"no {', '.join(absent)}: a plain run needs none", remedy)
+    return Finding("compilers", Status.OK, ", ".join(names))

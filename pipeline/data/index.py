@@ -53,9 +53,6 @@ class ShardTable:
         self._end = self._begin + np.concatenate(counts)
         self._single = len(datasets) == 1
 
-    def __len__(self) -> int:
-        return len(self._records)
-
     def locate(self, sample_id: int) -> tuple[str, int]:
         """(shard, place inside it) of a sample: the shard's name, with its folder where there are several datasets."""
         shard = self.shard_of(sample_id)
@@ -98,7 +95,7 @@ class BlockIndex:
         self._plan = plan
         self._block_samples = block_samples
         self._boundaries: dict[int, np.ndarray] = {}
-        self._locks = [Lock() for _ in range(len(shards))]
+        self._locks: dict[int, Lock] = {}
         self._whole = lru_cache(NUM_WHOLE_INDEXES)(shards.offsets)
 
     def block_of(self, place: int) -> int:
@@ -146,7 +143,7 @@ class BlockIndex:
 
     def _boundary(self, shard: int, sample_id: int) -> int:
         """Byte offset in `shard` at which `sample_id` starts, or the shard's samples end."""
-        with self._locks[shard]:  # one read, however many threads ask
+        with self._locks.setdefault(shard, Lock()):  # one read, however many threads ask
             if shard not in self._boundaries:
                 self._boundaries[shard] = self._read_boundaries(shard)
         begin, end = self.shards.bounds(shard)

@@ -33,7 +33,7 @@ def open_reader(
         num_blocks: blocks that stay in memory.
         buckets: shapes of the pictures; None is a square of the config's `image_size`.
     """
-    decoder = _decoder(datasets[0], config, draws, buckets)
+    decoder = open_decoder(datasets[0], config, draws, buckets)
     shards = ShardTable([(each.url, each.manifest.shards, each.first_id) for each in datasets])
     index = BlockIndex(shards, plan, config.block_samples)
     source = BlockSource(index, num_blocks, config.num_fetch_threads)
@@ -46,7 +46,7 @@ def whole_plan(datasets: Sequence[Dataset], config: DataConfig) -> Plan:
     return Plan((Axis(order, 0, 0),), None)
 
 
-def _decoder(dataset: Dataset, config: DataConfig, draws: Draws | None, buckets: Buckets | None) -> Decoder:
+def open_decoder(dataset: Dataset, config: DataConfig, draws: Draws | None, buckets: Buckets | None) -> Decoder:
     """The decoder for what the manifest holds."""
     captions = CaptionChoice(config.captions, draws)
     if dataset.manifest.kind == "images":

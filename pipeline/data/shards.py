@@ -9,7 +9,8 @@ inside a tar are the business of `pipeline.data.tar`.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -24,9 +25,9 @@ SCHEMA_VERSION = 1
 Kind = Literal["images", "latents"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One tar of a manifest."""
+    """One tar of a manifest; a large dataset has a hundred thousand."""
 
     name: str
     """File name inside the dataset folder, such as `00000.tar`."""
@@ -48,7 +49,7 @@ class Manifest:
     """Where latents come from (see `pipeline.data.latents`); None for images."""
     schema_version: int = SCHEMA_VERSION
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Samples of all shards."""
         return sum(shard.num_samples for shard in self.shards)
@@ -58,15 +59,20 @@ class Manifest:
         """Bytes of all tars."""
         return sum(shard.num_bytes for shard in self.shards)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 hex digest of the canonical JSON: the name of this dataset in checkpoints, stamps and lineage."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._tree(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, url: str) -> None:
         """Write `manifest.json` into the dataset folder `url`, whole or not at all."""
-        storage.write_json(storage.join(url, MANIFEST_NAME), asdict(self))
+        storage.write_json(storage.join(url, MANIFEST_NAME), self._tree())
+
+    def _tree(self) -> dict[str, Any]:
+        """As JSON values; `asdict` would copy every shard twice, and there may be a hundred thousand."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return own | {"shards": [{name: getattr(shard, name) for name in shard.__slots__} for shard in self.shards]}
 
 
 def load_manifest(url: str) -> Manifest:

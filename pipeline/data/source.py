@@ -33,10 +33,10 @@ class BlockSource:
         """Begin to fetch what is not there yet; over capacity, the blocks used longest ago are forgotten."""
         for block in blocks:
             if block not in self._blocks:
+                if len(self._blocks) == self._capacity:
+                    self._blocks.popitem(last=False)
                 self._blocks[block] = self._pool.submit(self._fetch, block)
             self._blocks.move_to_end(block)
-        while len(self._blocks) > self._capacity:
-            self._blocks.popitem(last=False)
 
     def get(self, block: int) -> list[TarSample] | TarError:
         """The samples of a block, or the damage that was found in it.

@@ -44,3 +44,26 @@ def check_data(url: str, config: "DataConfig") -> Finding:
         found, _, remedy = first_line(error).partition("; ")  # a UserError names its own
         return Finding(name, Status.FAILURE, found, remedy or f"tessera-data validate {url}")
     return Finding(name, Status.OK, f"{count} samples; {first} decodes")
+
+
+REMEDIES = {
+    "network": "more data.num_fetch_threads, longer data.block_samples, or shards nearer to the machine",
+    "decode": "more data.num_decode_threads up to the cores, shards of the training's size, or latents made beforehand",
+    "copying": "smaller pictures or latents made beforehand; nothing else copies less",
+}
+
+
+def check_speed(config: "DataConfig", batch_size: int, world_size: int, seconds: float) -> Finding:
+    """How many samples a second one rank can be fed here, and which stage is the slowest."""
+    from pipeline.data.probe import measure
+
+    try:
+        speed = measure(config, batch_size, world_size, seconds)
+    except (UserError, OSError) as error:
+        return Finding("data speed", Status.FAILURE, first_line(error), "see the finding before this one")
+    alone = ", ".join(f"{stage} {getattr(speed, stage):,.0f}" for stage in REMEDIES)
+    found = (
+        f"feeds {speed.fed:,.0f} samples/s, bound by {speed.bound} (each alone: {alone});"
+        f" bytes fetched over bytes used {speed.fetched_over_used:.2f}"
+    )
+    return Finding("data speed", Status.OK, found, f"to go faster: {REMEDIES[speed.bound]}")

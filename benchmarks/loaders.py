@@ -1,0 +1,256 @@
+"""Our loader and its peers behind one face, each used as its own documentation shows, on the same pictures.
+
+Called by `benchmarks.loading` (speed) and `benchmarks.resume` (exactness). Peers are imported where they are opened, so
+that a race runs with those that are installed.
+"""
+
+import io
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+SIDE = 256
+PACKAGES = {"webdataset": "webdataset", "streaming": "mosaicml-streaming", "litdata": "litdata",
+            "energon": "megatron-energon"}  # fmt: skip
+
+Rows = list[tuple[str, Any]]
+"""Keys with pictures: a uint8 tensor [3, 256, 256], or bytes."""
+
+
+class Side(Protocol):
+    """One rank of one competitor."""
+
+    def batches(self) -> Iterator[Rows]:
+        """From where it was opened."""
+        ...
+
+    def state(self) -> Any:
+        """What a checkpoint would hold after the last batch that was taken."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads, processes and memory."""
+        ...
+
+
+def cut(data: bytes) -> torch.Tensor:
+    """The peers' usual pixels: Pillow, a random window, channels first; the pictures have 256 rows already."""
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    left = random.randrange(pixels.shape[1] - SIDE + 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels[:, left : left + SIDE].transpose(2, 0, 1)))  # [3, 256, 256]
+
+
+def collate(rows: Rows) -> Rows:
+    """Stack in the worker, as a DataLoader does, so that one tensor travels."""
+    if isinstance(rows[0][1], bytes):
+        return rows
+    return list(zip([key for key, _ in rows], torch.stack([picture for _, picture in rows]), strict=True))
+
+
+class Ours:
+    """Tessera, whose workers are threads."""
+
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+        from pipeline.data.dataset import DataConfig
+        from pipeline.data.loader import Loader
+
+        url = os.environ.get("LOADER_SHARDS", str(root / "shards"))
+        config = DataConfig(train=url, num_lanes=48, block_samples=32, num_decode_threads=max(1, workers))
+        self.loader = Loader(url, config, 0, rank, world, batch_size=batch)
+        self.seen, self.batch = state or 0, batch
+        if raw:
+            self.loader._reader._decoder = _Raw()
+
+    def batches(self) -> Iterator[Rows]:
+        for batch in self.loader.batches(self.seen):
+            self.seen += self.batch
+            pictures = batch.metadata if batch.images is None else batch.images
+            yield list(zip(batch.keys, pictures, strict=True))
+
+    def state(self) -> int:
+        return self.seen
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+class _Raw:
+    """A decoder that leaves the bytes as they are."""
+
+    def __call__(self, sample: Any, epoch: int, sample_id: int) -> Any:
+        from pipeline.data.samples import Decoded
+
+        return Decoded(sample.key, "", np.empty(0), sample.members["jpg"])
+
+    def stack(self, samples: Any) -> Any:
+        from pipeline.data.samples import Arrays
+
+        return Arrays()
+
+
+class Webdataset:
+    """webdataset has no state: what was seen is skipped, undecoded."""
+
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+        import webdataset
+
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        urls = [str(path) for path in sorted((root / "shards").glob("*.tar"))]
+        urls = os.environ["LOADER_URLS"].split("\n") if "LOADER_URLS" in os.environ else urls
+        self.steps, self.size = state or 0, batch // world
+        dataset = webdataset.WebDataset(
+            urls, shardshuffle=len(urls), seed=0, nodesplitter=webdataset.split_by_node, empty_check=False
+        ).shuffle(1000, seed=0)
+        skip = self.steps * self.size // max(1, workers)
+        dataset = dataset.compose(partial(_skipped, skip=skip))
+        self.loader = webdataset.WebLoader(
+            dataset.compose(partial(_as_batches, size=self.size, raw=raw)), batch_size=None, num_workers=workers
+        )
+
+    def batches(self) -> Iterator[Rows]:
+        for rows in self.loader:
+            self.steps += 1
+            yield rows
+
+    def state(self) -> int:
+        return self.steps
+
+    def close(self) -> None:
+        del self.loader
+
+
+def _skipped(samples: Any, skip: int) -> Iterator[Any]:
+    return islice(samples, skip, None)
+
+
+def _as_batches(samples: Any, size: int, raw: bool) -> Iterator[Rows]:
+    samples = iter(samples)
+    while rows := [(s["__key__"], s["jpg"] if raw else cut(s["jpg"])) for s in islice(samples, size)]:
+        yield collate(rows)
+
+
+class Streaming:
+    """Mosaic's StreamingDataset with its loader, from its own format."""
+
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+        from pipeline.torchvision_shim import declare_missing_operators
+
+        declare_missing_operators()
+        import streaming
+        from streaming.base.util import clean_stale_shared_memory
+
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        clean_stale_shared_memory()
+        size = batch // world
+
+        class Pictures(streaming.StreamingDataset):
+            def __getitem__(self, at: Any) -> tuple[str, Any]:
+                row = super().__getitem__(at)
+                return row["key"], row["jpg"] if raw else cut(row["jpg"])
+
+        dataset = Pictures(
+            local=str(root / "mds"), shuffle=True, shuffle_seed=0, num_canonical_nodes=4, batch_size=size
+        )
+        self.loader = streaming.StreamingDataLoader(dataset, batch_size=size, num_workers=workers, collate_fn=collate)
+        if state is not None:
+            self.loader.load_state_dict(state)
+
+    def batches(self) -> Iterator[Rows]:
+        yield from self.loader
+
+    def state(self) -> Any:
+        return self.loader.state_dict()
+
+    def close(self) -> None:
+        from streaming.base.util import clean_stale_shared_memory
+
+        del self.loader
+        clean_stale_shared_memory()
+
+
+class Litdata:
+    """litData's StreamingDataset with its loader, from its own format."""
+
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+        from litdata import StreamingDataLoader, StreamingDataset
+        from litdata.utilities.env import _DistributedEnv
+
+        class Pictures(StreamingDataset):
+            def __getitem__(self, at: Any) -> tuple[str, Any]:
+                row = super().__getitem__(at)
+                return row["key"], row["jpg"] if raw else cut(row["jpg"])
+
+        dataset = Pictures(str(root / "lit"), shuffle=True, seed=0, drop_last=False)
+        dataset.distributed_env = _DistributedEnv(world, rank, 1)
+        self.loader = StreamingDataLoader(
+            dataset, batch_size=batch // world, num_workers=workers, collate_fn=collate, shuffle=True, drop_last=False
+        )
+        if state is not None:
+            self.loader.load_state_dict(state)
+
+    def batches(self) -> Iterator[Rows]:
+        yield from self.loader
+
+    def state(self) -> Any:
+        return self.loader.state_dict()
+
+    def close(self) -> None:
+        del self.loader
+
+
+class Energon:
+    """Megatron-Energon, from the same tars by the index that stands beside them."""
+
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+        from pipeline.torchvision_shim import declare_missing_operators
+
+        declare_missing_operators()
+        from megatron import energon
+
+        class Pictures(energon.DefaultTaskEncoder):
+            decoder = None
+
+            @energon.stateless
+            def encode_sample(self, sample: Any) -> Any:
+                return sample if raw else replace(sample, image=cut(sample.image))
+
+            def batch(self, samples: Any) -> Any:
+                return collate([(sample.__key__.rpartition("/")[2], sample.image) for sample in samples])
+
+        where = energon.WorkerConfig(rank=rank, world_size=world, num_workers=workers)
+        dataset = energon.get_train_dataset(
+            str(root / "shards"), worker_config=where, batch_size=batch // world, shuffle_buffer_size=1000,
+            max_samples_per_sequence=100, task_encoder=Pictures(), repeat=False, batch_drop_last=False,
+        )  # fmt: skip
+        self.loader = energon.get_savable_loader(dataset)
+        if state is not None:
+            self.loader.restore_state_rank(state)
+
+    def batches(self) -> Iterator[Rows]:
+        yield from self.loader
+
+    def state(self) -> Any:
+        return self.loader.save_state_rank()
+
+    def close(self) -> None:
+        del self.loader
+
+
+SIDES: dict[str, type] = {
+    "ours": Ours, "webdataset": Webdataset, "streaming": Streaming, "litdata": Litdata, "energon": Energon,
+}  # fmt: skip
+
+
+def title(name: str) -> str:
+    """With its version."""
+    return name if name == "ours" else f"{PACKAGES[name]} {version(PACKAGES[name])}"

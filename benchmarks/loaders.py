@@ -1,7 +1,7 @@
 """Our loader and its peers behind one face, each used as its own documentation shows, on the same pictures.
 
-Called by `benchmarks.loading` (speed) and `benchmarks.resume` (exactness). Peers are imported where they are opened, so
-that a race runs with those that are installed.
+Called by `benchmarks.loading` (speed) and `benchmarks.resume` (exactness). Peers are imported by name where they are
+opened: they live in an environment of their own, whose versions of other packages are not the project's.
 """
 
 import io
@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -146,11 +147,9 @@ class Streaming:
         from pipeline.torchvision_shim import declare_missing_operators
 
         declare_missing_operators()
-        import streaming
-        from streaming.base.util import clean_stale_shared_memory
-
+        streaming = import_module("streaming")
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        clean_stale_shared_memory()
+        import_module("streaming.base.util").clean_stale_shared_memory()
         size = batch // world
 
         class Pictures(streaming.StreamingDataset):
@@ -172,27 +171,24 @@ class Streaming:
         return self.loader.state_dict()
 
     def close(self) -> None:
-        from streaming.base.util import clean_stale_shared_memory
-
         del self.loader
-        clean_stale_shared_memory()
+        import_module("streaming.base.util").clean_stale_shared_memory()
 
 
 class Litdata:
     """litData's StreamingDataset with its loader, from its own format."""
 
     def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
-        from litdata import StreamingDataLoader, StreamingDataset
-        from litdata.utilities.env import _DistributedEnv
+        litdata = import_module("litdata")
 
-        class Pictures(StreamingDataset):
+        class Pictures(litdata.StreamingDataset):
             def __getitem__(self, at: Any) -> tuple[str, Any]:
                 row = super().__getitem__(at)
                 return row["key"], row["jpg"] if raw else cut(row["jpg"])
 
         dataset = Pictures(str(root / "lit"), shuffle=True, seed=0, drop_last=False)
-        dataset.distributed_env = _DistributedEnv(world, rank, 1)
-        self.loader = StreamingDataLoader(
+        dataset.distributed_env = import_module("litdata.utilities.env")._DistributedEnv(world, rank, 1)
+        self.loader = litdata.StreamingDataLoader(
             dataset, batch_size=batch // world, num_workers=workers, collate_fn=collate, shuffle=True, drop_last=False
         )
         if state is not None:
@@ -215,7 +211,7 @@ class Energon:
         from pipeline.torchvision_shim import declare_missing_operators
 
         declare_missing_operators()
-        from megatron import energon
+        energon = import_module("megatron.energon")
 
         class Pictures(energon.DefaultTaskEncoder):
             decoder = None

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -68,19 +69,20 @@ def convert(root: str) -> None:
     from pipeline.torchvision_shim import declare_missing_operators
 
     declare_missing_operators()
-    from litdata import optimize
-    from streaming import MDSWriter
-
     rows = [
         {"key": sample.key, "jpg": sample.members["jpg"]}
         for path in sorted(Path(root, "shards").glob("*.tar"))
         for sample in parse_samples(path.read_bytes())
     ]
-    with MDSWriter(out=f"{root}/mds", columns={"key": "str", "jpg": "bytes"}, size_limit=1 << 23) as writer:
+    with import_module("streaming").MDSWriter(
+        out=f"{root}/mds", columns={"key": "str", "jpg": "bytes"}, size_limit=1 << 23
+    ) as writer:
         for row in rows:
             writer.write(row)
     files = [str(path) for path in sorted(Path(root, "shards").glob("*.tar"))]
-    optimize(_samples_of, files, f"{root}/lit", chunk_bytes="8MB", num_workers=1, verbose=False)
+    import_module("litdata").optimize(
+        _samples_of, files, f"{root}/lit", chunk_bytes="8MB", num_workers=1, verbose=False
+    )
 
 
 def _samples_of(path: str) -> object:

@@ -79,30 +79,35 @@ class Disturbed:
 
     def tell(self) -> None:
         """What Slurm itself sends before the time limit: USR1 to the batch shell."""
+        self._note_restarts()
         self.cluster.run("scancel", "--batch", "--signal=USR1", self.number)
 
     def kill_a_rank(self) -> None:
         """SIGKILL, as the kernel does when memory is short."""
+        self._note_restarts()
         os.kill(processes(self.run)[0], signal.SIGKILL)
 
     def kill_a_torchrun(self) -> None:
         """SIGKILL; its ranks have to die with it."""
+        self._note_restarts()
         os.kill(processes(self.run, b"--nnodes")[0], signal.SIGKILL)
 
     def lose_a_node(self) -> None:
         """The second node fails with all that it runs, and comes back once Slurm has seen it."""
+        self._note_restarts()
         self.cluster.lose_node("n2")
-        self._queued_again()
+        self.restarted()
         self.cluster.start_node("n2")
 
     def restarted(self) -> None:
-        """Return when Slurm has queued the job once more."""
-        self._queued_again()
-        self.restarts += 1
+        """Return when Slurm has queued the job again since it was hurt; a node that comes back may end another start."""
+        wait_for(f"start {self.restarts + 1}", lambda: self._num_restarts() > self.restarts, self.log)
 
-    def _queued_again(self) -> None:
-        wanted = str(self.restarts + 1)
-        wait_for(f"start {wanted}", lambda: self.cluster.job(self.number)["Restarts"] == wanted, self.log)
+    def _note_restarts(self) -> None:
+        self.restarts = self._num_restarts()
+
+    def _num_restarts(self) -> int:
+        return int(self.cluster.job(self.number)["Restarts"])
 
     def ended(self) -> str:
         """Slurm's word for how the job ended."""

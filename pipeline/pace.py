@@ -3,10 +3,14 @@
 Used by `pipeline.trainer`.
 """
 
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+
+import torch
 
 from pipeline.data.batch import Batch
 from pipeline.distributed.beacon import BEACON
@@ -59,6 +63,7 @@ class Pace:
             "images_per_second": self.samples_per_second,
             "data_stall_share": self.seconds_waited / seconds,
             "checkpoint_stall_share": self.seconds_stalled / (seconds + self.seconds_stalled),
+            "memory_peak_gib": peak_memory_bytes() / 2**30,
         }
         self.lap_began_at, self.seconds, self.seconds_waited, self.seconds_stalled = state, 0.0, 0.0, 0.0
         return speed
@@ -71,5 +76,15 @@ class Pace:
             f"{state.samples_seen:>9,}/{self.total_samples:,} samples  "
             f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
             f"data stall {metrics['data_stall_share']:.0%}  checkpoint stall {metrics['checkpoint_stall_share']:.0%}  "
-            f"{losses}  left {timedelta(seconds=round(left))}"
+            f"memory {metrics['memory_peak_gib']:.1f} GiB  {losses}  left {timedelta(seconds=round(left))}"
         )
+
+
+def peak_memory_bytes() -> int:
+    """The most that this rank has held at once: allocated on its GPU since the last call, or resident on a CPU."""
+    if torch.cuda.is_initialized():
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

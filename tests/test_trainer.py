@@ -283,6 +283,7 @@ def test_console_line() -> None:
     pace.stepped()
     metrics = {"toy_loss": 0.25, "gradient_norm": 3.0} | pace.lap(TrainState(20, 5))
     line = pace.line(TrainState(20, 5), metrics)
+    assert 0 < metrics["memory_peak_gib"] < 1000 and "GiB" in line
     assert line.lstrip().startswith("20/40 samples") and "toy_loss 0.25" in line and "gradient_norm" not in line
 
 

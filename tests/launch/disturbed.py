@@ -100,7 +100,7 @@ class Disturbed:
         self.cluster.start_node("n2")
 
     def restarted(self) -> None:
-        """Return when Slurm has queued the job again since it was hurt. A node that comes back may cost another start."""
+        """Return when Slurm has queued the job again since it was hurt. A node that comes back may cost one more."""
         wait_for(f"start {self.restarts + 1}", lambda: self._num_restarts() > self.restarts, self.log)
 
     def _note_restarts(self) -> None:

@@ -1,6 +1,6 @@
 """Shards through DALI's own reader, on the CPU: every member beside the one that tarfile finds, every picture decoded.
 
-DALI weighs half a gigabyte and no part of the project needs it, so it wants an environment of its own:
+DALI and what it needs weigh a gigabyte, and no part of the project needs it, so it wants an environment of its own:
 
     python3 -m venv dali && dali/bin/pip install nvidia-dali-cuda120
     dali/bin/python benchmarks/dali_reads.py SHARDS

@@ -30,7 +30,7 @@ def races() -> list[Result]:
     return [_training(), _sampling()]
 
 
-def _pair() -> tuple[UNet, torch.nn.Module]:
+def pair() -> tuple[UNet, torch.nn.Module]:
     """Ours, without the zeros of the start, and theirs with the same weights."""
     declare_missing_operators()
     from diffusers import UNet2DConditionModel
@@ -57,7 +57,7 @@ def _batch(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _training() -> Result:
     from diffusers import DDPMScheduler
 
-    ours, theirs = _pair()
+    ours, theirs = pair()
     ours.to(memory_format=torch.channels_last)
     objective, scheduler = build_objective(ObjectiveConfig()), DDPMScheduler(**BETAS)
     own_adam = build_optimizer(OptimConfig(learning_rate=1e-4, weight_decay=0.01), ours)
@@ -101,7 +101,7 @@ def _training() -> Result:
 def _sampling() -> Result:
     from diffusers import DDIMScheduler
 
-    ours, theirs = (network.eval() for network in _pair())
+    ours, theirs = (network.eval() for network in pair())
     ours.to(memory_format=torch.channels_last)
     objective = build_objective(ObjectiveConfig())
     draws = torch.Generator().manual_seed(0)

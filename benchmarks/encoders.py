@@ -35,7 +35,14 @@ from pipeline.torchvision_shim import declare_missing_operators
 
 NUM_PICTURES, SIDE, BATCH, STEPS, ROUNDS = 128, 64, 16, 4, 3
 TOWER = "ViT-S-32-alt"
-FIRST = AutoencoderConfig(channels=64, channel_multipliers=(1, 1, 2, 4), num_res_blocks=1, resolution=SIDE)
+FIRST = AutoencoderConfig(
+    channels=64,
+    channel_multipliers=(1, 1, 2, 4),
+    num_res_blocks=1,
+    latent_channels=4,
+    embedding_dim=4,
+    resolution=SIDE,
+)
 
 
 @dataclass

@@ -38,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tessera evaluate`."""
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
     parser.add_argument("--data", required=True, help="shards of pictures; for a latent UNet its latents do as well")
-    parser.add_argument("--num", type=int, help="measure on the first NUM samples only (default: all)")
+    # not --num, of which this is an abbreviation: torchrun would take that for an option of its own
+    parser.add_argument(
+        "--num-samples", dest="num", type=int, metavar="N", help="measure on the first N (default: all)"
+    )
     parser.add_argument("--image-size", type=int, metavar="S", help="side in pixels (default: the autoencoder's)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples in memory at once, over all ranks")
     clip = "score pictures by this CLIP model: an open_clip name, and a local file or a tag"

@@ -32,7 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     own = "(default: what the model was made for)"
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/7, run or exported folder")
     parser.add_argument("--out", required=True, type=Path, help="a .png for a captioned grid, or a folder")
-    parser.add_argument("--num", type=int, default=1, help="pictures of each prompt (default: 1)")
+    # not --num, of which this is an abbreviation: torchrun would take that for an option of its own
+    parser.add_argument(
+        "--num-pictures", dest="num", type=int, default=1, metavar="N", help="of each prompt (default: 1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     parser.add_argument("--negative", default="", help="a prompt to lead away from")
     parser.add_argument("--guidance", type=float, help=f"guidance scale; 1 is none {own}")

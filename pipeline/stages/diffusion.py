@@ -19,7 +19,7 @@ from pipeline.diffusion.objective import build_objective
 from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.engine import EngineConfig, build_engine
 from pipeline.distributed.fragments import Stateful
-from pipeline.distributed.process import Process, any_rank
+from pipeline.distributed.process import Process, any_rank, on_every_rank
 from pipeline.evaluate.denoising import DenoisingMeter
 from pipeline.generate import Generator
 from pipeline.models.autoencoder import Autoencoder
@@ -74,7 +74,7 @@ class DiffusionStage:
             )
         if config.unet.compile_blocks and engine.kind == "deepspeed" and engine.zero_stage == 3:
             raise UserError("unet.compile_blocks: not under engine.zero_stage 3; choose 2, or leave compilation off")
-        self.config, self.optim, self.draws = config, optim, Draws(seed)
+        self.config, self.optim, self.draws, self.process = config, optim, Draws(seed), process
         self.objective = self._last_objective = build_objective(config.objective)
         self._earlier = [(until, build_objective(config.objective.shifted(shift))) for until, shift in shifts]
         self.autoencoder = autoencoder.to(process.device).eval().requires_grad_(False)
@@ -140,9 +140,22 @@ class DiffusionStage:
             )
             return preview_sheet(generator, self.config.preview_prompts, self._latest)
 
+    @torch.no_grad()
     def where_not_finite(self, batch: Batch) -> str | None:
-        """Nothing: the loss is one, and so is the network."""
-        return None
+        """The first sample whose loss is not finite, with its timestep and rank. Collective.
+
+        The step that was not finite has changed no weight, so the loss comes out the same again.
+        """
+        clean = self.inputs.latents(batch)  # [B, C, h, w]
+        noise, t = self._noise(batch, clean.shape[1:]), self._timesteps(batch)
+        output = self._predict(batch, batch.epochs, self._dropped(batch), clean, noise, t)  # [B, C, h, w]
+        bad = (~self.objective.loss(output, clean, noise, t).isfinite()).nonzero().flatten().tolist()
+        rank = self.process.rank
+        mine = [
+            f"sample {batch.keys[i]} (number {batch.sample_ids[i]}) at t = {int(t[i])} on rank {rank}" for i in bad[:1]
+        ]
+        found = [place for part in on_every_rank(lambda: mine) for place in part]
+        return found[0] if found else None
 
     def parts(self) -> Mapping[str, Stateful]:
         """The engine and the averages; a frozen text tower and the autoencoder are inputs, not state."""

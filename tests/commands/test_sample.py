@@ -136,7 +136,7 @@ def test_wrong_use(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert word in capsys.readouterr().err
 
 
-MANY = ["a red circle", "a blue star", "a green square", "--num", "7", "--steps", "2"]
+MANY = ["a red circle", "a blue star", "a green square", "--num-pictures", "7", "--steps", "2"]
 
 
 def on_a_rank(place: Path) -> None:

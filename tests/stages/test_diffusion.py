@@ -158,6 +158,20 @@ def test_mismatched_latents_are_refused() -> None:
         stage(CONFIG.model_copy(update={"unet": CONFIG.unet.model_copy(update={"context_dim": 24})}))
 
 
+def test_a_loss_that_is_not_finite_names_the_sample(single: None) -> None:
+    one, stored = stage(), batch([3, 4, 5])
+    assert one.where_not_finite(stored) is None
+    stored.images, stored.latents = None, torch.zeros(3, 4, 8, 8)
+    stored.latents[1, 0, 0, 0] = torch.nan
+    t = int(one._timesteps(stored)[1])
+    assert np.isnan(float(one.train_step(stored, 0, 0, 8)["diffusion_loss"]))
+    assert one.where_not_finite(stored) == f"sample 4 (number 4) at t = {t} on rank 0"
+    with torch.no_grad():
+        one.model.unet.conv_in.weight[0, 0, 0, 0] = torch.inf  # a spoilt weight spoils the first of all samples
+    stored.latents[1] = 0.0
+    assert one.where_not_finite(stored).startswith("sample 3 (number 3)")  # type: ignore[union-attr]
+
+
 def test_compiled_blocks_under_zero_3_are_refused() -> None:
     config = CONFIG.model_copy(update={"unet": CONFIG.unet.model_copy(update={"compile_blocks": True})})
     engine = EngineConfig(kind="deepspeed", zero_stage=3)

@@ -6,11 +6,13 @@ LATENTS are shards of `tessera-data precompute`, such as the runs/demo/latents/t
 of `benchmarks.diffusion`, unconditional here; the lower panel is what the losses differ by.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from itertools import islice
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +23,8 @@ from pipeline.diffusion.objective import ObjectiveConfig, build_objective
 from pipeline.optim import OptimConfig, build_optimizer
 
 STEPS, LEARNING_RATE = 200, 3e-4
+WIDTH, LOSSES, APART = 700, 300, 120
+"""Pixels of the picture and its two panels."""
 
 
 def main(latents: str, out: str) -> None:
@@ -60,21 +64,23 @@ def _curves(latents: Tensor) -> tuple[list[float], list[float]]:
 
 
 def _draw(ours: Sequence[float], theirs: Sequence[float], out: str) -> None:
-    import matplotlib
+    """Both losses above, theirs broad under ours, and below how far they are apart on a logarithmic scale."""
+    sheet = Image.new("RGB", (WIDTH, LOSSES + APART), "white")
+    pen = ImageDraw.Draw(sheet)
+    top = max(*ours, *theirs)
+    for losses, colour, width in ((theirs, "#f4a261", 6), (ours, "#1d3557", 2)):
+        pen.line(_points([loss / top for loss in losses], LOSSES, 0), fill=colour, width=width, joint="curve")
+    decades = [math.log10(max(abs(a / b - 1), 1e-8)) / 8 + 1 for a, b in zip(ours, theirs, strict=True)]
+    pen.line(_points(decades, APART, LOSSES), fill="#1d3557", width=1)
+    for text, place in ((f"loss, 0 to {top:.2f}: diffusers (broad), ours", 4), ("apart, 1e-8 to 1", LOSSES + 4)):
+        pen.text((WIDTH - 300, place), text, fill="black")
+    sheet.save(out)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 4), height_ratios=(3, 1), sharex=True)
-    above.plot(theirs, linewidth=4, color="#f4a261", label="diffusers")
-    above.plot(ours, linewidth=1, color="#1d3557", label="ours")
-    above.set_ylabel("loss")
-    above.legend()
-    below.semilogy([max(abs(a / b - 1), 1e-9) for a, b in zip(ours, theirs, strict=True)], color="#1d3557", linewidth=1)
-    below.set_ylabel("apart")
-    below.set_xlabel("step")
-    figure.tight_layout()
-    figure.savefig(out, dpi=100)
+def _points(values: Sequence[float], height: int, top: int) -> list[tuple[float, float]]:
+    """Pixels of values in 0..1 in a panel that begins `top` pixels below the edge."""
+    last = len(values) - 1
+    return [(i / last * (WIDTH - 1), top + (height - 8) * (1 - value) + 4) for i, value in enumerate(values)]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pipeline.evaluate.captions import CAPTIONS, CaptionMeter
 from pipeline.evaluate.clip_score import ClipScoreMeter
 from pipeline.evaluate.denoising import DENOISING, DenoisingMeter
 from pipeline.evaluate.fid import FidMeter
+from pipeline.evaluate.protocol import RECONSTRUCTION
 from pipeline.evaluate.reconstruction import PictureMeter
 from pipeline.generate import Generator
 from pipeline.models.condition import enlarged, shrunk
@@ -33,7 +34,11 @@ ENLARGEMENT = {
     "psnr, ssim": "against the original picture, as in reconstruction-2",
 }
 """How a model that enlarges is measured."""
-DRAWN = {"drawn": "one picture for each caption, its seed the number of the sample; the null prompt as negative"}
+DRAWN = {
+    "drawn": "one picture for each caption, its seed the number of the sample; the null prompt as negative; float32",
+    "pixels": "8 bit, judged as they are drawn, through no codec",
+    "crop": RECONSTRUCTION["crop"],
+}
 """How pictures are made that networks judge."""
 
 

@@ -104,7 +104,8 @@ def test_example_parses(place: str, line: str) -> None:
         return
     assert words[0] in known, f"{place}: {program} has no command {words[0]}"
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"{package}.commands.{words[0]}").configure(parser)
+    name = words[0].replace("-", "_")
+    importlib.import_module(f"{package}.commands.{name}").configure(parser)
     try:
         parse(parser, words[1:])
     except SystemExit:

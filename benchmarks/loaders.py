@@ -149,6 +149,8 @@ class Streaming:
         declare_missing_operators()
         streaming = import_module("streaming")
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        for module in ("streaming.base.dataset", "streaming.base.util"):
+            import_module(module).maybe_init_dist = lambda: False  # ranks take turns: there is none to wait for
         import_module("streaming.base.util").clean_stale_shared_memory()
         size = batch // world
 

@@ -125,7 +125,7 @@ def test_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_running_text_exist(page: Path) -> None:
-    for program, command in re.findall(r"`(tessera[a-z-]*) ([a-z]+)[ `]", page.read_text()):
+    for program, command in re.findall(r"`(tessera[a-z-]*) ([a-z-]+)[ `]", page.read_text()):
         known = importlib.import_module(f"{PROGRAMS[program]}.__main__").COMMANDS
         assert command in known, f"{page.name}: {program} has no command {command}"
 

@@ -93,12 +93,20 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def merge_trees(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`, mapping by mapping; any other value of `high` replaces that of `low`."""
+    """`high` over `low`, mapping by mapping; any other value of `high` replaces that of `low`.
+
+    So does a mapping of another `kind`: what was said of the one kind means nothing to the other.
+    """
     merged = dict(low)
     for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge_trees(merged[key], value) if both else value
+        old = merged.get(key)
+        merges = isinstance(value, Mapping) and isinstance(old, Mapping) and not _kinds_differ(old, value)
+        merged[key] = merge_trees(old or {}, value) if merges else value
     return merged
+
+
+def _kinds_differ(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
+    return "kind" in low and "kind" in high and low["kind"] != high["kind"]
 
 
 def _apply_override(tree: dict[str, Any], word: str) -> None:

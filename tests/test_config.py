@@ -104,3 +104,9 @@ def test_differences_name_each_leaf_with_both_values() -> None:
     assert config_differences(old, {"unet": {"channels": 128, "depth": 1}, "seed": 0}) == ["unet.channels: 64 -> 128"]
     assert config_differences(old, {"unet": {"channels": 64}, "seed": 0}) == ["unet.depth: 1 -> None"]
     assert config_differences(old, old) == []
+
+
+def test_another_kind_replaces_what_was_said_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("stage: {kind: painter, unet: {channels: 8}}\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nstage: {kind: coder}\n")
+    assert load_config(tmp_path / "child.yaml", Run).stage.kind == "coder"

@@ -4,9 +4,13 @@ formula_tensors(module.state_dict())      # the same names and shapes, filled
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+VGG16 = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
+"""Channels of each convolution, by its number among torchvision's `features`."""
 
 
 def formula(shape: tuple[int, ...] | torch.Size, number: int = 0) -> Tensor:
@@ -28,3 +32,14 @@ def formula_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif drawn.ndim == 1:
             filled[name] = 0.1 * drawn
     return filled
+
+
+def save_vgg16(file: Path) -> Path:
+    """A state dict as torchvision's VGG16 has it, without its classifier."""
+    state, width = {}, 3
+    for place, channels in VGG16.items():
+        state[f"features.{place}.weight"] = formula((channels, width, 3, 3), place) * (6 / (9 * width)) ** 0.5
+        state[f"features.{place}.bias"] = 0.1 * formula((channels,), place + 1)
+        width = channels
+    torch.save(state, file)
+    return file

@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--num-samples", dest="num", type=int, metavar="N", help="measure on the first N (default: all)"
     )
     parser.add_argument("--image-size", type=int, metavar="S", help="side in pixels (default: the autoencoder's)")
+    parser.add_argument("--tile", type=int, metavar="S", help="take larger pictures through the autoencoder in tiles")
     parser.add_argument("--batch-size", type=int, default=64, help="samples in memory at once, over all ranks")
     clip = "score pictures by this CLIP model: an open_clip name, and a local file or a tag"
     parser.add_argument("--clip", nargs=2, metavar=("NAME", "WEIGHTS"), help=clip)
@@ -103,6 +104,7 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
     from pipeline.models.packaged import load_autoencoder
 
     autoencoder = load_autoencoder(package).to(process.device)
+    autoencoder.take_in_tiles(args.tile)
     size = args.image_size or autoencoder.config.resolution
     judge = ReconstructionJudge(autoencoder.config.quantizer.num_codes, process.device, args.lpips, args.rfid)
     with torch.no_grad(), _open(args, size, process) as reader:
@@ -111,9 +113,10 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
             if batch.images is None:
                 raise UserError(f"{args.data}: holds latents; an autoencoder is judged on pictures")
             images = batch.images.to(process.device)  # [B, 3, H, W]
-            restored = autoencoder(to_model(images))
-            judge.update(restored.images, images, restored.quantized.codes)
-    protocol = stamp(judge.protocol(), reader.digest, served.total(process.device), size)
+            restored, codes = autoencoder.reconstruct(to_model(images))  # [B, 3, H, W], [B, h, w]
+            judge.update(restored, images, codes)
+    said = judge.protocol() | ({"tile": str(args.tile)} if args.tile else {})
+    protocol = stamp(said, reader.digest, served.total(process.device), size)
     if process.is_main:
         _write_sheet(package.folder, judge.sheet())
     return judge.compute(), protocol
@@ -136,6 +139,7 @@ def _measure_unet(package: "Package", args: argparse.Namespace, process: "Proces
     from pipeline.stages.diffusion_evaluation import UNetMeter
 
     generator = Generator.load(package.folder, process.device)
+    generator.autoencoder.take_in_tiles(args.tile)
     size = args.image_size or generator.sampling.image_size or generator.autoencoder.config.resolution
     meter = UNetMeter(generator, size, tuple(args.clip) if args.clip else None, args.fid)
     with _open(args, size, process) as reader:

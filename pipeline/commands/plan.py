@@ -100,7 +100,7 @@ def parts_of(config: "ExperimentConfig", manifest: "Manifest | None") -> "list[P
     bf16, stage = config.engine.precision == "bf16", config.stage
     if stage.kind == "autoencoder":
         discriminator = stage.adversarial.discriminator if stage.adversarial else None
-        perceptual = stage.reconstruction.perceptual_file if stage.reconstruction.perceptual_weight else None
+        perceptual = stage.reconstruction.perceptual_weight > 0
         return autoencoder_parts(stage.model, discriminator, perceptual, config.data.image_size, bf16)
     stamp = (manifest.stamp if manifest else None) or {}
     stored = {name for name, key in (("latents", "autoencoder_digest"), ("text", "text_digest")) if stamp.get(key)}

@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help=f"{own}: ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, unipc")
     parser.add_argument("--steps", type=int, help=f"sampling steps {own}")
     parser.add_argument("--size", type=int, help="side in pixels (default: that of the training pictures)")
+    parser.add_argument("--tile", type=int, metavar="S", help="decode larger pictures in tiles of S pixels")
     parser.add_argument("--init-image", type=Path, help="start from this picture")
     parser.add_argument("--strength", type=float, default=1.0, help="how far to leave --init-image, in (0, 1]")
     parser.add_argument("--mask", type=Path, help="repaint --init-image only where this picture is white")
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     first_stage = processes.on_main(process, lambda: resolve(args.autoencoder)) if args.autoencoder else None
     model = processes.on_main(process, lambda: resolve(args.model))
     generator = Generator.load(model, process.device, first_stage, args.precision)
+    generator.autoencoder.take_in_tiles(args.tile)
     init_image, mask = _given(args)
     batches = [slice(begin, begin + TOGETHER) for begin in range(0, len(prompts), TOGETHER)]
     seeds = range(args.seed, args.seed + len(prompts))

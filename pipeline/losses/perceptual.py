@@ -57,16 +57,25 @@ def cached_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
 
 
-def _load(file: Path) -> Any:
-    """The package's LPIPS with its own linear layers and the VGG16 weights of `file`."""
-    if not file.is_file():
-        raise UserError(f"perceptual_file {file}: no such file; put torchvision's VGG16 there, or set the weight to 0")
+def network() -> Any:
+    """The package's LPIPS with its own linear layers; VGG16 without its weights.
+
+    Raises:
+        UserError: the package is missing.
+    """
     declare_missing_operators()
     try:
         import lpips
     except ImportError:
         raise UserError("perceptual_weight > 0 needs the package lpips: install it, or set the weight to 0") from None
-    model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+
+
+def _load(file: Path) -> Any:
+    """`network` with the VGG16 weights of `file`."""
+    if not file.is_file():
+        raise UserError(f"perceptual_file {file}: no such file; put torchvision's VGG16 there, or set the weight to 0")
+    model = network()
     weights = torch.load(file, map_location="cpu", weights_only=True)
     trunk = {name.removeprefix("features."): tensor for name, tensor in weights.items() if name.startswith("features.")}
     slices = (model.net.slice1, model.net.slice2, model.net.slice3, model.net.slice4, model.net.slice5)

@@ -3,16 +3,15 @@
 A step is written here as what it computes, not how a stage drives it: the same networks on the same shapes.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import UserError
-from pipeline.losses.perceptual import PerceptualDistance
+from pipeline.losses.perceptual import network as perceptual_network
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
-from pipeline.models.discriminator import DiscriminatorConfig, ResidualDiscriminatorConfig, build_discriminator
+from pipeline.models.discriminator import AnyDiscriminatorConfig, build_discriminator
 from pipeline.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, build_unet
 from pipeline.models.text import PretrainedTextConfig, build_text_tower
 from pipeline.plan.measure import Part, measure, shapes_only
@@ -21,12 +20,16 @@ from pipeline.torchvision_shim import declare_missing_operators
 
 def autoencoder_parts(
     config: AutoencoderConfig,
-    discriminator: DiscriminatorConfig | ResidualDiscriminatorConfig | None,
-    perceptual_file: Path | None,
+    discriminator: AnyDiscriminatorConfig | None,
+    perceptual: bool,
     image_size: int,
     bf16: bool,
 ) -> list[Part]:
-    """First stage: the autoencoder, and the networks that judge its pictures of `image_size` pixels."""
+    """First stage: the autoencoder, and the networks that judge its pictures of `image_size` pixels.
+
+    Args:
+        perceptual: count the perceptual distance too; its weights need not be there.
+    """
     with shapes_only():
         model = Autoencoder(config)
 
@@ -37,8 +40,8 @@ def autoencoder_parts(
         parts = [measure("autoencoder", model, run, bf16=bf16, averaged=True)]
         if discriminator:
             parts.append(_discriminator_part(build_discriminator(discriminator), image_size, bf16))
-        if perceptual_file:
-            parts.append(_perceptual_part(PerceptualDistance(perceptual_file), image_size))
+        if perceptual:
+            parts.append(_perceptual_part(perceptual_network().requires_grad_(False), image_size))
     return parts
 
 
@@ -96,13 +99,13 @@ def _discriminator_part(model: nn.Module, image_size: int, bf16: bool) -> Part:
     return measure("discriminator", model, run, bf16=bf16)
 
 
-def _perceptual_part(distance: PerceptualDistance, image_size: int) -> Part:
+def _perceptual_part(network: Any, image_size: int) -> Part:
     def run(num_images: int) -> Tensor:
         restored = _pictures(num_images, image_size).requires_grad_()
-        features = [distance.model.net(x) for x in (restored, _pictures(num_images, image_size))]
+        features = [network.net(x) for x in (restored, _pictures(num_images, image_size))]
         return torch.stack([(a - b).square().sum() for a, b in zip(*features, strict=True)])
 
-    return measure("perceptual loss", distance, run)
+    return measure("perceptual loss", network, run)
 
 
 def _pretrained_shape(config: PretrainedTextConfig) -> Any:

@@ -66,7 +66,10 @@ def arguments(place: Path, **options: Any) -> Namespace:
         "json": True,
         "lpips": None,
         "rfid": None,
-    } | {"clip": None, "fid": None}
+        "tile": None,
+        "clip": None,
+        "fid": None,
+    }
     return Namespace(model=str(place / "model"), data=str(place / "data"), **(usual | options))
 
 

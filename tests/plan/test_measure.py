@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.autoencoder import AutoencoderConfig
-from pipeline.models.discriminator import DiscriminatorConfig
+from pipeline.models.discriminator import DiscriminatorConfig, FeatureDiscriminatorConfig
 from pipeline.models.latent_diffusion import LatentDiffusionConfig
 from pipeline.models.text import PretrainedTextConfig, TrainableTextConfig
 from pipeline.models.unet import UNet, UNetConfig
@@ -54,12 +54,24 @@ def test_shapes_count_what_real_tensors_count() -> None:
 
 
 def test_parts_of_the_first_stage() -> None:
-    alone = autoencoder_parts(AUTOENCODER, None, None, image_size=32, bf16=False)
-    game = autoencoder_parts(AUTOENCODER, DiscriminatorConfig(channels=16), None, image_size=32, bf16=False)
+    alone = autoencoder_parts(AUTOENCODER, None, False, image_size=32, bf16=False)
+    game = autoencoder_parts(AUTOENCODER, DiscriminatorConfig(channels=16), False, image_size=32, bf16=False)
     assert [part.name for part in game] == ["autoencoder", "discriminator"]
     assert alone == game[:1]
     assert all(part.num_trained > 0 and part.flops > 0 and part.image_bytes > 0 for part in game)
     assert [part.averaged for part in game] == [True, False]
+
+
+def test_the_perceptual_distance_is_counted_without_its_weights() -> None:
+    part = autoencoder_parts(AUTOENCODER, None, True, image_size=256, bf16=False)[-1]
+    assert part.name == "perceptual loss" and part.num_trained == 0
+    assert 14.7e6 < part.num_frozen < 14.8e6  # VGG16's convolutions, and 1,472 calibrated weights
+    assert 3 * 40e9 < part.flops < 3 * 41e9  # 40.1 GFLOP a picture: two forwards, and back to the reconstruction
+
+
+def test_a_judge_of_frozen_features_is_counted_without_its_weights() -> None:
+    judge = autoencoder_parts(AUTOENCODER, FeatureDiscriminatorConfig(), False, image_size=64, bf16=False)[-1]
+    assert judge.name == "discriminator" and judge.num_trained > 0 and judge.flops > 0
 
 
 def test_parts_of_the_second_stage() -> None:

@@ -1,9 +1,13 @@
 """The tiled search against the whole distance matrix."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.quantizers import search
 from pipeline.quantizers.search import nearest_codes
@@ -27,17 +31,40 @@ def test_equals_brute_force_at_every_size(num_vectors: int, num_codes: int, widt
 def test_tiles_that_fit_nothing_evenly_change_nothing(
     monkeypatch: pytest.MonkeyPatch, codes: int, elements: int
 ) -> None:
-    monkeypatch.setattr(search, "MAX_TILE_CODES", codes)
-    monkeypatch.setattr(search, "MAX_TILE_ELEMENTS", elements)
+    monkeypatch.setattr(search, "CPU_TILE_CODES", codes)
+    monkeypatch.setattr(search, "CPU_TILE_ELEMENTS", elements)
     generator = torch.Generator().manual_seed(0)
     vectors, codebook = torch.randn(31, 3, generator=generator), torch.randn(29, 3, generator=generator)
     assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
 
 
 def test_lowest_index_wins_a_tie_within_and_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MAX_TILE_CODES", 2)
+    monkeypatch.setattr(search, "CPU_TILE_CODES", 2)
     codebook = torch.tensor([[5.0], [1.0], [1.0], [1.0], [-1.0]])
     assert nearest_codes(torch.tensor([[1.0], [0.0]]), codebook).tolist() == [1, 1]
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that an operator made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.num_elements = max(self.num_elements, result.numel())
+        return result
+
+
+def test_a_quarter_of_a_million_codes_are_never_held_beside_all_vectors() -> None:
+    with FakeTensorMode():
+        vectors, codebook = torch.empty(8192, 8), torch.empty(262_144, 8)
+        with Largest() as largest:
+            codes = nearest_codes(vectors, codebook)
+    assert codes.shape == (8192,)
+    assert largest.num_elements <= max(search.CPU_TILE_ELEMENTS, codebook.numel())
 
 
 def test_all_negative_similarities_give_a_valid_code() -> None:

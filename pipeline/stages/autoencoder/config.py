@@ -49,3 +49,5 @@ class AutoencoderStageConfig(Config):
     """Average of the weights: it is validated, shown and exported."""
     gradient_checkpointing: bool = False
     """Recompute the levels of the encoder and decoder going backward: less memory, a third more time."""
+    compile_levels: bool = False
+    """torch.compile every level of the autoencoder: faster after minutes of compiling; not with ZeRO 3."""

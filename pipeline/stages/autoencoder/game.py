@@ -19,7 +19,7 @@ from pipeline.losses.adversarial import (
     gradient_penalty,
     lecam_penalty,
 )
-from pipeline.models.discriminator import build_discriminator
+from pipeline.models.discriminator import FeatureDiscriminator, build_discriminator
 from pipeline.stages.autoencoder.config import AdversarialConfig
 
 ANCHORS = "lecam_anchors"
@@ -32,7 +32,7 @@ class Game:
     """The discriminator in training.
 
     Raises:
-        UserError: R1 with ZeRO 3, which cannot go twice through a partitioned weight.
+        UserError: R1 with ZeRO 3, which cannot go twice through a partitioned weight; frozen features without a file.
     """
 
     def __init__(self, config: AdversarialConfig, engine: EngineConfig, process: Process, seed: int) -> None:
@@ -40,6 +40,8 @@ class Game:
             raise UserError(f"adversarial.r1_weight is {config.r1_weight} with engine.zero_stage 3: use stage 2, or 0")
         self.config = config
         discriminator = build_discriminator(config.discriminator, seed)
+        if isinstance(discriminator, FeatureDiscriminator):
+            discriminator.load_features()
         if config.lecam_weight:
             discriminator.register_buffer(ANCHORS, torch.zeros(2))
         self.engine = build_engine(engine, "discriminator", discriminator, config.optim, process)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.config import UserError
 from pipeline.data.batch import Batch
 from pipeline.data.transforms import to_model, to_uint8
 from pipeline.distributed.ema import Ema
@@ -48,6 +49,9 @@ class AutoencoderStage:
         self.draws = Draws(seed)
         self.model = Autoencoder(config.model, seed)
         self.model.checkpointing(config.gradient_checkpointing)
+        if config.compile_levels:
+            _check_compiles(engine)
+            self.model.compile_levels()
         self.last_conv = self.model.decoder.conv_out
         self.reconstruction = ReconstructionLoss(config.reconstruction).to(process.device)
         self.generator = build_engine(engine, "autoencoder", self.model, optim, process)
@@ -115,7 +119,7 @@ class AutoencoderStage:
         images = self._images(batch)
         engines = [self.generator, *([self.game.engine] if self.game else [])]
         for engine in engines:
-            with torch.no_grad(), engine.autocast():
+            with torch.no_grad(), engine.autocast(), torch.compiler.set_stance("force_eager"):  # hooks are not compiled
                 layer = first_not_finite(engine.module, images)
             if layer is not None:
                 return f"{engine.name}.{layer}".removesuffix(".")
@@ -178,3 +182,9 @@ class AutoencoderStage:
 
     def _in_game(self, step: int) -> bool:
         return self.game is not None and step >= self.game.config.start_step
+
+
+def _check_compiles(engine: EngineConfig) -> None:
+    """A compiled block does not see that ZeRO 3 has taken its weights away."""
+    if engine.kind == "deepspeed" and engine.zero_stage == 3:
+        raise UserError("stage.compile_levels with engine.zero_stage 3: use stage 2, or compile_levels: false")

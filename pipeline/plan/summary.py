@@ -11,6 +11,7 @@ from pipeline.plan.estimate import (
     Memory,
     Speed,
     cheapest_stage,
+    generation_bytes,
     memory_per_gpu,
     speed_of,
 )
@@ -102,6 +103,10 @@ def describe(plan: Plan, price: float | None) -> str:
             *(_memory_row(stage, memory, plan.usable_bytes) for stage, memory in plan.memory.items()),
             "",
             *(_row(f"{name} on disk", _size(num_bytes)) for name, num_bytes in plan.storage.items()),
+            _row(
+                "host memory",
+                f"{_size(generation_bytes(plan.parts) // world.num_gpus)} a rank, to save beside the steps",
+            ),
             _row("arithmetic", f"{sum(part.flops for part in plan.parts) / 1e12:.3g} TFLOP for each training image"),
             _row("a step", f"{seconds} of arithmetic, {speed.exchange_seconds:.3g} s of exchange if nothing overlaps"),
             _row("exchange", f"{_size(speed.exchange_bytes)} from each GPU in a step"),

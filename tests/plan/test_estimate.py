@@ -85,5 +85,14 @@ def test_hours_follow_from_the_speed() -> None:
 
 def test_text_names_every_part_and_the_cost() -> None:
     text = describe(make_plan([NET, FROZEN], {"data": 3 << 30}, world()), price=2.0)
-    for words in ("net ", "1.00 M parameters frozen", "data on disk", "3.00 GiB", "ZeRO 3", "at 2 each", "binds"):
+    for words in (
+        "net ",
+        "1.00 M parameters frozen",
+        "data on disk",
+        "3.00 GiB",
+        "ZeRO 3",
+        "at 2 each",
+        "binds",
+        "host memory           1.9 MiB",
+    ):
         assert words in text

@@ -237,15 +237,21 @@ def _lineage(config: ExperimentConfig, process: Process, first: Package | None) 
 
 def _data_record(data: DataConfig) -> dict[str, Any]:
     """The data's part of the lineage: digests of the pictures, of latents where these are read, and of selections."""
-    record: dict[str, Any] = {"validation_url": data.validation}
+    record = _training_record(data)
     if data.validation:
         manifest = load_manifest(data.validation)
         record["validation_digest"] = manifest.digest
         record["validation_selection_digest"] = selection_digest(data.validation, manifest)
+    return record | {"validation_url": data.validation}
+
+
+def _training_record(data: DataConfig) -> dict[str, Any]:
+    """Of the training data alone."""
     if data.order == "stream":
-        return record | {"data_digest": stream_digest(data.stream_url)}
+        return {"data_digest": stream_digest(data.stream_url)}
     parts = [(part.url, load_manifest(part.url)) for part in parts_of(data.train)]
     selections = [selection_digest(*part) for part in parts]
+    record: dict[str, Any] = {}
     if any(selections):
         record["selection_digest"] = joined_digest([s or m.digest for s, (_, m) in zip(selections, parts, strict=True)])
     read = joined_digest([manifest.digest for _, manifest in parts])

@@ -1,5 +1,6 @@
 """The second stage on every engine, ZeRO stage, precision and number of ranks: one training, one set of draws."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -72,9 +73,10 @@ def draws(process: Process) -> dict[int, tuple[Tensor, Tensor, bool]]:
     return dict(zip(mine.sample_ids, own, strict=True))
 
 
-def body(variants: list[tuple[str, str]]) -> tuple[dict[tuple[str, str], Any], dict[int, Any]]:
+def body(variants: list[tuple[str, str]]) -> bytes:
+    """Pickled here: a pipe would pass tensors as handles, which end with this process."""
     process = processes.start()
-    return {variant: train(*variant, process) for variant in variants}, draws(process)
+    return pickle.dumps(({variant: train(*variant, process) for variant in variants}, draws(process)))
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +84,13 @@ def worlds() -> dict[int, tuple[dict[tuple[str, str], Any], dict[int, Any]]]:
     """Results by world size; draws of all its ranks together."""
     found = {}
     for world_size, variants in ((1, VARIANTS), (2, VARIANTS), (4, [("accelerate", "fp32"), ("zero2", "fp32")])):
-        ranks = run_ranks(body, world_size, variants, timeout_seconds=600)
+        ranks = [pickle.loads(result) for result in run_ranks(body, world_size, variants, timeout_seconds=900)]
         found[world_size] = ranks[0][0], {sample: d for _, own in ranks for sample, d in own.items()}
     return found
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(("engine", "precision"), VARIANTS)
 def test_every_engine_trains_alike(worlds: dict, engine: str, precision: str, world_size: int) -> None:

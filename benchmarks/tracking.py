@@ -30,7 +30,7 @@ from pipeline.tracking.version import DIGEST_TAG, KIND_TAG
 from tests.small_disk import SmallDisk, small_disk
 
 NUM_VERSIONS, NUM_POINTS, NUM_METRICS = 1000, 10_000, 5
-STATE_SECONDS, NUM_ROUNDS = 4.0, 10
+STATE_SECONDS, NUM_ROUNDS = 4.0, 8
 DISK_MEGABYTES = 64
 SETTLE_SECONDS = 2.0
 """After each change of state, left out of both sides."""

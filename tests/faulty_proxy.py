@@ -20,6 +20,8 @@ class FaultyProxy:
     num_faults: int = 0
     num_met: int = 0
     """Faults that happened."""
+    delay_seconds: float = 0.0
+    """How long each request is on its way: the latency of a store that is far away."""
     _listener: socket.socket = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,6 +81,8 @@ class FaultyProxy:
                     break
                 if upload and self.fault == "slow" and self._meets_fault(1, 0):
                     threading.Event().wait(1.0)
+                if upload and self.delay_seconds:
+                    threading.Event().wait(self.delay_seconds)
                 target.sendall(piece)
         except OSError:
             pass

@@ -1,0 +1,68 @@
+"""The race of loaders from an S3 server on the loopback, each request 30 ms on its way.
+
+    PEERS_PYTHON=... python -m benchmarks.loading_s3 [FOLDER] [ROUNDS]
+
+FOLDER is that of `benchmarks.loading`. The server is OpenStack Swift; its own CPU time does not count. webdataset reads
+through curl, as its documentation has it; the other peers keep copies on disk and are not raced here.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import boto3
+
+from benchmarks.loaders import title
+from benchmarks.loading import prepare, run_side
+from pipeline import storage
+from tests.faulty_proxy import FaultyProxy
+from tests.s3_server import start
+
+NAMES = ("ours", "webdataset")
+BUCKET = "race"
+
+
+def main() -> None:
+    """Upload, all rounds, a table."""
+    root = Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp(prefix="loading-"))
+    rounds = int(sys.argv[2]) if sys.argv[2:] else 5
+    prepare(root, 3000)
+    num = len(list((root / "pictures").glob("*.jpg")))
+    with tempfile.TemporaryDirectory() as folder:
+        server = start(Path(folder))
+        try:
+            with FaultyProxy(server.ports["proxy"], delay_seconds=0.03) as proxy:
+                os.environ |= server.environment() | {"AWS_ENDPOINT_URL_S3": proxy.url}
+                os.environ |= upload(root / "shards")
+                report([(name, run_side(name, root, num)) for _ in range(rounds) for name in NAMES], rounds)
+        finally:
+            server.stop()
+
+
+def upload(shards: Path) -> dict[str, str]:
+    """Put the shards there; the variables by which the sides find them."""
+    fs, _ = storage.filesystem(f"s3://{BUCKET}")
+    fs.mkdir(BUCKET)
+    fs.put(f"{shards}/", f"{BUCKET}/shards/", recursive=True)
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    keys = [f"shards/{path.name}" for path in sorted(shards.glob("*.tar"))]
+    signed = [client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key}) for key in keys]
+    pipes = [f"pipe:curl -s -f '{url}'" for url in signed]
+    return {"LOADER_SHARDS": f"s3://{BUCKET}/shards", "LOADER_URLS": "\n".join(pipes)}
+
+
+def report(found: list[tuple[str, dict[str, dict[str, float]]]], rounds: int) -> None:
+    """Medians of each mode."""
+    for mode in ("raw", "pixels"):
+        print(f"\n{mode}, from S3 with 30 ms: medians of {rounds} rounds", flush=True)
+        for name in NAMES:
+            rows = [row[mode] for side, row in found if side == name and mode in row]
+            if rows:
+                speed, cpu = (median(row[key] for row in rows) for key in ("samples_per_second", "cpu_per_1000"))
+                print(f"  {title(name):<28} {speed:9.0f} samples/s {cpu:8.2f} CPU s per 1,000")
+
+
+if __name__ == "__main__":
+    main()

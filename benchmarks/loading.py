@@ -37,6 +37,7 @@ def main() -> None:
         for name in names:
             for mode, row in run_side(name, root, num).items():
                 found.setdefault((mode, name), []).append(row)
+                print(f"round {number}, {name}, {mode}: {json.dumps(row)}", flush=True)
     for mode in ("raw", "pixels"):
         print(f"\n{mode}: medians of {rounds} rounds; batch {BATCH}, {WORKERS} workers, {num} pictures", flush=True)
         for name in SIDES:
@@ -111,18 +112,19 @@ def side(name: str, root: str, num: str) -> None:
         cpu, start = cpu_seconds(), time.perf_counter()
         opened = kind(Path(root), mode == "raw", 0, 1, WORKERS, BATCH, None)
         count = sum(len(rows) for rows in islice(opened.batches(), int(num) // BATCH - 6 if mode else 1))
-        seconds, used = time.perf_counter() - start, cpu_seconds() - cpu
+        seconds = time.perf_counter() - start
+        opened.close()
+        used = cpu_seconds() - cpu
         if mode:
             found[mode] = {"samples_per_second": count / seconds, "cpu_per_1000": 1000 * used / count}
-        opened.close()
     print(json.dumps(found))
 
 
 def cpu_seconds() -> float:
-    """Of this process and of all that it started and that live."""
+    """Of this process and of all that it started, those that have ended too."""
     here = psutil.Process()
     times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
+    return sum(each.user + each.system + each.children_user + each.children_system for each in times)
 
 
 if __name__ == "__main__":

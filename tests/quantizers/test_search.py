@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.quantizers import search
+from pipeline.quantizers import build_quantizer, search
+from pipeline.quantizers.gradient import GradientCodebookConfig
 from pipeline.quantizers.search import nearest_codes
 
 
@@ -27,14 +28,16 @@ def test_equals_brute_force_at_every_size(num_vectors: int, num_codes: int, widt
     assert torch.allclose(chosen, distances.min(dim=1).values, atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [3, 70])
 @pytest.mark.parametrize(("codes", "elements"), [(3, 7), (8, 64), (5, 5)])
 def test_tiles_that_fit_nothing_evenly_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, codes: int, elements: int
+    monkeypatch: pytest.MonkeyPatch, codes: int, elements: int, width: int
 ) -> None:
+    monkeypatch.setattr(search, "CPU_TILE_WIDE_CODES", codes)
     monkeypatch.setattr(search, "CPU_TILE_CODES", codes)
     monkeypatch.setattr(search, "CPU_TILE_ELEMENTS", elements)
     generator = torch.Generator().manual_seed(0)
-    vectors, codebook = torch.randn(31, 3, generator=generator), torch.randn(29, 3, generator=generator)
+    vectors, codebook = torch.randn(31, width, generator=generator), torch.randn(29, width, generator=generator)
     assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
 
 
@@ -65,6 +68,17 @@ def test_a_quarter_of_a_million_codes_are_never_held_beside_all_vectors() -> Non
             codes = nearest_codes(vectors, codebook)
     assert codes.shape == (8192,)
     assert largest.num_elements <= max(search.CPU_TILE_ELEMENTS, codebook.numel())
+
+
+def test_without_entropy_nothing_of_vectors_by_codes_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CPU_TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(search, "CPU_TILE_CODES", 1 << 9)
+    quantizer = build_quantizer(GradientCodebookConfig(num_codes=4096, cosine=False), 4, seed=0).train()
+    latent = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with Largest() as largest:
+        result = quantizer(latent)
+        (result.latent.sum() + torch.stack([*result.losses.values()]).sum()).backward()
+    assert largest.num_elements <= 4096 * 4 < 512 * 4096
 
 
 def test_all_negative_similarities_give_a_valid_code() -> None:

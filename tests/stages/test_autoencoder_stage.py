@@ -132,9 +132,33 @@ def on_every_engine(precision: str) -> dict[str, dict[str, np.ndarray]]:
     return {engine: five_steps(engine, precision) for engine in ENGINES}
 
 
+def movement_error(pieces: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Root mean square error of all weights over how far they moved from the start."""
+    begun, _ = plain_vqgan(stage_config(start_step=0), 0)
+    wrong = moved = 0.0
+    for name, piece in pieces.items():
+        parameter, _, offset = name.rpartition(".")
+        part = slice(int(offset), int(offset) + len(piece))
+        wrong += float(np.square(piece - expected[parameter][part]).sum())
+        moved += float(np.square(expected[parameter][part] - begun[parameter][part]).sum())
+    return (wrong / moved) ** 0.5
+
+
 @pytest.mark.slow
 def test_five_steps_of_two_ranks_equal_plain_torch_on_every_engine() -> None:
     expected, _ = plain_vqgan(stage_config(start_step=0), 5)
     for engines in run_ranks(on_every_engine, 2, "fp32"):
         for engine, pieces in engines.items():
             assert largest_error(pieces, expected) < 1e-6, engine
+
+
+@pytest.mark.slow
+def test_bf16_is_one_on_every_engine_and_no_farther_from_fp32_than_plain_autocast() -> None:
+    expected, _ = plain_vqgan(stage_config(start_step=0), 5)
+    rounded, _ = plain_vqgan(stage_config(start_step=0), 5, "bf16")
+    by_autocast = movement_error({f"{name}.0": values for name, values in rounded.items()}, expected)
+    for engines in run_ranks(on_every_engine, 2, "bf16"):
+        whole = {name.rpartition(".")[0]: piece for name, piece in engines["accelerate"].items()}
+        for engine, pieces in engines.items():
+            assert largest_error(pieces, whole) < 1e-6, engine
+            assert movement_error(pieces, expected) < by_autocast, engine

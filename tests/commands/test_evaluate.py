@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.checkpoint.package import AUTOENCODER_KIND, save_package
 from pipeline.commands import evaluate
 from pipeline.config import UserError
+from pipeline.data import members
 from pipeline.data.selection import Selection
 from pipeline.data.transforms import to_model, to_uint8
 from pipeline.evaluate.inception import inception
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_package(folder / "model", AUTOENCODER_KIND, model.state_dict(), CONFIG.model_dump(mode="json"), {}, "")
     manifest = write_pictures(str(folder / "data"), [5, 4], size=(16, 16))
     keep = np.arange(NUM_PICTURES) != LEFT_OUT
-    Selection(manifest.digest, keep, {"test": 1}).save(str(folder / "data"))
+    Selection(manifest.digest, NUM_PICTURES, members.pack(keep), {"test": 1}).save(str(folder / "data"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save(vgg16().features.state_dict(prefix="features."), folder / "vgg.pth")

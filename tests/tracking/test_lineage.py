@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data import members
 from pipeline.data.dataset import DataConfig
 from pipeline.data.selection import Selection
 from pipeline.data.shards import Manifest, ShardRecord
@@ -69,7 +70,7 @@ def test_a_selection_makes_other_data(tmp_path: Path) -> None:
     whole = {"data_digest": images.digest, "validation_digest": images.digest, "validation_url": data.validation}
     nothing = {"selection_digest": None, "validation_selection_digest": None}
     assert _data_record(data) == whole | nothing
-    selection = Selection(images.digest, np.arange(10) % 2 == 0, {"odd": 5})
+    selection = Selection(images.digest, 10, members.pack(np.arange(10) % 2 == 0), {"odd": 5})
     selection.save(data.train)
     assert _data_record(data) == whole | nothing | {"selection_digest": selection.digest}
     selection.save(str(data.validation))

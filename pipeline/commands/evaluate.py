@@ -106,6 +106,10 @@ def _measure_autoencoder(package: "Package", args: argparse.Namespace, process: 
     autoencoder = load_autoencoder(package).to(process.device)
     autoencoder.take_in_tiles(args.tile)
     size = args.image_size or autoencoder.config.resolution
+    if size % autoencoder.downsample_factor:
+        raise UserError(
+            f"--image-size {size}: take a multiple of {autoencoder.downsample_factor}, which the model needs"
+        )
     judge = ReconstructionJudge(autoencoder.config.quantizer.num_codes, process.device, args.lpips, args.rfid)
     with torch.no_grad(), _open(args, size, process) as reader:
         served = _Served(reader, args.num)

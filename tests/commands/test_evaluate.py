@@ -110,6 +110,13 @@ def test_the_stamp_names_the_data_and_the_weights_that_judged(place: Path) -> No
     assert {"pixels", "crop", "psnr", "ssim", "data_digest", "versions"} <= set(protocol)
 
 
+def test_sizes_that_the_model_cannot_halve_are_refused(place: Path) -> None:
+    with pytest.raises(UserError, match="--image-size 17: take a multiple of 2"):
+        evaluated(place, {"image_size": 17})
+    with pytest.raises(UserError, match="tile 5: take a multiple of 2"):
+        evaluated(place, {"tile": 5})
+
+
 def test_judges_without_their_weights_are_refused(place: Path) -> None:
     with pytest.raises(UserError, match="none.pth: no such file.*or leave rFID out"):
         evaluated(place, {"rfid": place / "none.pth"})

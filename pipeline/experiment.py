@@ -251,9 +251,8 @@ def _training_record(data: DataConfig) -> dict[str, Any]:
         return {"data_digest": stream_digest(data.stream_url)}
     parts = [(part.url, load_manifest(part.url)) for part in parts_of(data.train)]
     selections = [selection_digest(*part) for part in parts]
-    record: dict[str, Any] = {}
-    if any(selections):
-        record["selection_digest"] = joined_digest([s or m.digest for s, (_, m) in zip(selections, parts, strict=True)])
+    chosen = [selection or manifest.digest for selection, (_, manifest) in zip(selections, parts, strict=True)]
+    record = {"selection_digest": joined_digest(chosen) if any(selections) else None}
     read = joined_digest([manifest.digest for _, manifest in parts])
     if parts[0][1].kind == "latents":
         sources = [read_stamp(manifest, url).source_digest for url, manifest in parts]

@@ -45,7 +45,7 @@ def main() -> None:
 
 def side(name: str, root: str) -> None:
     """All cells of one loader."""
-    total = sum(len(list(Path(root, "pictures").glob("*.jpg"))) for _ in (0,))
+    total = num_pictures(root)
     whole, _ = served(name, root, RANKS, WORKERS, None, None)
     at = random.Random(7).randrange(10, total // BATCH - 10)
     begun, states = served(name, root, RANKS, WORKERS, None, at)
@@ -72,12 +72,18 @@ def served(
     for rank in range(world):
         state = None if states is None else states[rank % len(states)]
         opened = SIDES[name](Path(root), True, rank, world, workers, BATCH, state)
-        limit = num_steps if num_steps is not None or name != "ours" else (3000 - opened.seen) // BATCH
+        endless = num_steps is None and name == "ours"
+        limit = (num_pictures(root) - opened.seen) // BATCH if endless else num_steps
         ranks.append([[key for key, _ in rows] for rows in islice(opened.batches(), limit)])
         found.append(opened.state())
         opened.close()
     longest = max(len(steps) for steps in ranks)
     return [[key for steps in ranks if i < len(steps) for key in steps[i]] for i in range(longest)], found
+
+
+def num_pictures(root: str) -> int:
+    """Samples of an epoch."""
+    return len(list(Path(root, "pictures").glob("*.jpg")))
 
 
 def first_batches(name: str, root: str, total: int) -> dict[str, Any]:

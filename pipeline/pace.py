@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 
 from pipeline.data.batch import Batch
@@ -31,11 +32,14 @@ class TrainState:
 
 
 class Pace:
-    """The speed of the steps since the last line; the time of validation, pictures and saving does not count."""
+    """The speed of the steps since the last line, in which the time of validation, pictures and saving does not count;
+    and how much of this start was effective."""
 
-    def __init__(self, total_samples: int, state: TrainState) -> None:
+    def __init__(self, total_samples: int, state: TrainState, starting_seconds: float) -> None:
+        """Args: starting_seconds: what went by between the process's begin and now, the begin of training."""
         self.total_samples, self.lap_began_at = total_samples, state
         self.step_began = self.seconds = self.seconds_waited = self.seconds_stalled = self.samples_per_second = 0.0
+        self.began, self.starting_seconds, self.all_seconds_stalled = time.monotonic(), starting_seconds, 0.0
 
     def waiting_for(self, batches: Iterator[Batch], step: int) -> Batch:
         """The next batch. Step number `step` begins; the time until the batch comes is a data stall."""
@@ -53,6 +57,7 @@ class Pace:
     def stalled(self, seconds: float) -> None:
         """The steps stood still for a checkpoint that is whole now."""
         self.seconds_stalled += seconds
+        self.all_seconds_stalled += seconds
 
     def lap(self, state: TrainState) -> dict[str, float]:
         """The speed since the last lap, as metrics of the journal; begins the next lap."""
@@ -63,10 +68,20 @@ class Pace:
             "images_per_second": self.samples_per_second,
             "data_stall_share": self.seconds_waited / seconds,
             "checkpoint_stall_share": self.seconds_stalled / (seconds + self.seconds_stalled),
+            "ettr": self.ettr(time.monotonic() - self.began),
             "memory_peak_gib": peak_memory_bytes() / 2**30,
         }
         self.lap_began_at, self.seconds, self.seconds_waited, self.seconds_stalled = state, 0.0, 0.0, 0.0
         return speed
+
+    def ettr(self, seconds: float) -> float:
+        """The effective training time ratio of this start alone, `seconds` after training began.
+
+        As `pipeline.tracking.effective` counts for the report: steps with the validation and pictures between them are
+        productive; imports, models, data, restoring and checkpoint stalls are not. Steps that a later start does again
+        and the time between starts are known to the report alone.
+        """
+        return max(seconds - self.all_seconds_stalled, 0.0) / max(self.starting_seconds + seconds, 1e-9)
 
     def line(self, state: TrainState, metrics: Mapping[str, float]) -> str:
         """One console line: where, how fast, how good, how long still."""
@@ -76,8 +91,14 @@ class Pace:
             f"{state.samples_seen:>9,}/{self.total_samples:,} samples  "
             f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
             f"data stall {metrics['data_stall_share']:.0%}  checkpoint stall {metrics['checkpoint_stall_share']:.0%}  "
-            f"memory {metrics['memory_peak_gib']:.1f} GiB  {losses}  left {timedelta(seconds=round(left))}"
+            f"ETTR {metrics['ettr']:.0%}  memory {metrics['memory_peak_gib']:.1f} GiB  "
+            f"{losses}  left {timedelta(seconds=round(left))}"
         )
+
+
+def process_age_seconds() -> float:
+    """Seconds since the kernel made this process."""
+    return max(time.time() - psutil.Process().create_time(), 0.0)
 
 
 def peak_memory_bytes() -> int:

@@ -23,7 +23,7 @@ from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, mean_of_floats
 from pipeline.distributed.stop import StopRequest, stop_on_signals
 from pipeline.health import Health
-from pipeline.pace import Pace, TrainState
+from pipeline.pace import Pace, TrainState, process_age_seconds
 from pipeline.storage import writing
 
 
@@ -170,7 +170,7 @@ def fit(
         # 3. the data, at exactly the next sample;
         batches = loader.batches(state.samples_seen)
         # 4. the clock, last: it measures training only.
-        pace, health, stopping = Pace(config.total_samples, state), Health(), False
+        pace, health, stopping = Pace(config.total_samples, state, process_age_seconds()), Health(), False
         while state.samples_seen < config.total_samples and not stopping:
             batch = pace.waiting_for(batches, state.step)
             measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)

@@ -65,7 +65,10 @@ def losses(run_dir: Path) -> dict[int, dict[str, float]]:
     return by_step
 
 
-SPEED = ("steps_per_second", "images_per_second", "data_stall_share", "checkpoint_stall_share", "memory_peak_gib")
+SPEED = (
+    *("steps_per_second", "images_per_second", "data_stall_share", "checkpoint_stall_share", "ettr"),
+    "memory_peak_gib",
+)
 
 
 def drawn_shards(folder: Path, num: int, split: str = "train", image_size: int = 32) -> Path:

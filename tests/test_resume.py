@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.tracking.journal import read_events
 from tests.runs import ROOT, drawn_shards, kill_after_step, losses, run, start
 
 EVERY_STEP = ("trainer.log_every_steps=1", "trainer.checkpoint_every_samples=64", "trainer.validate_every_samples=96")
@@ -15,7 +16,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     drawn_shards(folder, 90)
     drawn_shards(folder, 10, "held-out")
-    run(folder, *train("autoencoder", "undisturbed-autoencoder"))
+    (folder / "console.txt").write_text(run(folder, *train("autoencoder", "undisturbed-autoencoder")))
     return folder
 
 
@@ -24,6 +25,14 @@ def train(kind: str, name: str) -> list[str]:
     words = ["pipeline", "train", str(ROOT / "configs" / kind / "debug.yaml"), f"run={name}", "data.train=train"]
     words += ["data.validation=held-out", "trainer.total_samples=192", *EVERY_STEP]
     return words + (["autoencoder=undisturbed-autoencoder"] if kind == "diffusion" else [])
+
+
+def test_every_line_says_how_much_of_the_start_was_effective(place: Path) -> None:
+    lines = [line for line in (place / "console.txt").read_text().splitlines() if "/192 samples" in line]
+    events = [event for event in read_events(place / "undisturbed-autoencoder") if event.kind == "metrics"]
+    shares = [event.body["values"]["ettr"] for event in events if "ettr" in event.body["values"]]
+    assert len(lines) == len(shares) == 12
+    assert all(0 < share < 1 and f"ETTR {share:.0%} " in line for share, line in zip(shares, lines, strict=True))
 
 
 @pytest.mark.parametrize(("kind", "kill_at"), [("autoencoder", 6), ("diffusion", 9)])

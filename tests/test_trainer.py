@@ -22,7 +22,7 @@ from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, start
 from pipeline.health import MAX_SKIPPED_STEPS, DivergedError, Health
-from pipeline.pace import Pace, TrainState
+from pipeline.pace import Pace, TrainState, process_age_seconds
 from pipeline.trainer import TrainerConfig, due, fit
 from tests.distributed.toys import assemble, make_engine
 from tests.ranks import run_ranks
@@ -278,13 +278,26 @@ def test_steps_that_never_happen_end_the_run() -> None:
 
 
 def test_console_line() -> None:
-    pace = Pace(CONFIG.total_samples, TrainState())
+    pace = Pace(CONFIG.total_samples, TrainState(), starting_seconds=1.0)
     pace.waiting_for(iter([Batch([0], [0], [""], [""])]), 0)
     pace.stepped()
     metrics = {"toy_loss": 0.25, "gradient_norm": 3.0} | pace.lap(TrainState(20, 5))
     line = pace.line(TrainState(20, 5), metrics)
     assert 0 < metrics["memory_peak_gib"] < 1000 and "GiB" in line
+    assert 0 <= metrics["ettr"] < 1 and f"ETTR {metrics['ettr']:.0%}" in line
     assert line.lstrip().startswith("20/40 samples") and "toy_loss 0.25" in line and "gradient_norm" not in line
+
+
+def test_effective_time_of_a_start() -> None:
+    """As the report counts it: imports, models, data and checkpoint stalls are not productive."""
+    pace = Pace(CONFIG.total_samples, TrainState(), starting_seconds=20.0)
+    assert pace.ettr(0.0) == 0 and pace.ettr(80.0) == 0.8
+    pace.stalled(6.0)
+    pace.lap(TrainState(20, 5))  # a new lap forgets its own stall, the start does not
+    pace.stalled(4.0)
+    assert pace.ettr(80.0) == 0.7
+    assert Pace(CONFIG.total_samples, TrainState(), starting_seconds=0.0).ettr(50.0) == 1
+    assert process_age_seconds() > 0.05, "this process has imported torch"
 
 
 def two_ranks(folder: Path) -> dict[str, Any]:

@@ -12,11 +12,16 @@ import os
 import time
 import uuid
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from pipeline.config import UserError
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import answering
 from pipeline.tracking.version import CANDIDATE, LOG_SUFFIX, PREVIOUS, Version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ENTRY_TAG = "entry"
 
@@ -124,4 +129,16 @@ def _follow(registry: Registry, name: str) -> None:
                 client.set_registered_model_alias(name, PREVIOUS, str(last.before))
             client.set_registered_model_alias(name, last.alias, str(last.version))
             if CANDIDATE in registry.find(f"{name}/{last.version}").aliases:
-                client.delete_registered_model_alias(name, CANDIDATE)
+                _take_candidate_away(client, name)
+
+
+def _take_candidate_away(client: "MlflowClient", name: str) -> None:
+    """It has been promoted. On a server with passwords only those who may delete the model may remove an alias: for
+    others it stays where it is, until the next registration moves it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_registered_model_alias(name, CANDIDATE)
+    except MlflowException as error:
+        if error.get_http_status_code() != HTTPStatus.FORBIDDEN:
+            raise

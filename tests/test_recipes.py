@@ -1,12 +1,24 @@
-"""The recipes of `configs/autoencoder`: each builds, and the published shapes have their published sizes."""
+"""The recipes of `configs/autoencoder`: each trains, and the published shapes have their published sizes."""
+
+import math
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from pipeline.experiment import load_experiment
+from pipeline.distributed.process import start
+from pipeline.experiment import build, load_experiment
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.discriminator import build_discriminator
 from pipeline.plan.measure import shapes_only
-from pipeline.stages.autoencoder import AutoencoderStageConfig
+from pipeline.run_folder import RunFolder
+from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig
+from pipeline.tracking.journal import Journal
+from pipeline.trainer import fit
+from tests.data.small_shards import write_pictures
+from tests.formula import save_vgg16
+from tests.ranks import run_ranks
+from tests.runs import losses
 from tests.source import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "autoencoder").glob("*.yaml"))
@@ -46,3 +58,70 @@ def test_recipes_are_of_their_kinds() -> None:
     assert kinds == {"f4": "ema", "f8": "gradient", "f16": "gradient", "kl-f8": "kl", "vqvae-f8": "ema"}
     assert stage("vqvae-f8").adversarial is None and not stage("vqvae-f8").reconstruction.perceptual_weight
     assert [stage(f"f{f}").model.downsample_factor for f in (4, 8, 16)] == [4, 8, 16]
+
+
+def shrunk(recipe: str, folder: Path) -> list[str]:
+    """Overrides: fewer channels, codes and smaller pictures, eight of them; every start comes within two steps."""
+    config = stage(recipe)
+    words = [f"run={folder / recipe}", f"data.train={folder / 'shards'}", f"data.validation={folder / 'shards'}"]
+    words += ["data.image_size=32", "stage.model.resolution=32", "stage.model.channels=8", "stage.model.norm_groups=2"]
+    words += ["trainer.batch_size=4", "trainer.total_samples=8", "trainer.log_every_steps=1"]
+    words += ["optim.warmup_samples=4"]
+    if config.model.quantizer.kind != "kl":
+        words += ["stage.model.quantizer.num_codes=32"]
+    if config.model.quantizer.kind == "ema":
+        words += ["stage.model.quantizer.start_step=0"]
+    if config.reconstruction.perceptual_weight:
+        words += [f"stage.reconstruction.perceptual_file={folder / 'vgg16.pth'}"]
+    if config.adversarial:
+        words += ["stage.adversarial.start_step=1", "stage.adversarial.discriminator={kind: patch, channels: 8}"]
+    return words
+
+
+def two_steps(recipes: list[str], folder: Path) -> None:
+    """The real data, stage, loop and checkpoints of each recipe; every trained number belongs to one engine."""
+    process = start()
+    for recipe in recipes:
+        config = load_experiment(ROOT / "configs" / "autoencoder" / f"{recipe}.yaml", shrunk(recipe, folder))
+        run = RunFolder(Path(config.run))
+        run.path.mkdir(exist_ok=True)
+        built, loader, checkpoints = build(config, run, process)
+        assert isinstance(built, AutoencoderStage)
+        journal = Journal(run.path, enabled=process.is_main)
+        with closing(loader):
+            fit(built, loader, checkpoints, journal, process, config.trainer, run.samples)
+            checkpoints.settle()
+
+
+def check_two_steps(recipe: str, folder: Path) -> None:
+    """The journal has the terms of the recipe, finite; the checkpoint has been committed."""
+    config, rows = stage(recipe), losses(folder / recipe)
+    assert set(rows) == {1, 2} and "validation_psnr" in rows[2], recipe
+    assert all(math.isfinite(value) for row in rows.values() for value in row.values()), recipe
+    assert ("generator_loss" in rows[2]) == (config.adversarial is not None) and "generator_loss" not in rows[1]
+    assert ("perceptual_loss" in rows[1]) == (config.reconstruction.perceptual_weight > 0)
+    assert list((folder / recipe / "checkpoints").iterdir()), recipe
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with eight pictures, and formula weights in the place of VGG16's."""
+    folder = tmp_path_factory.mktemp("recipes")
+    write_pictures(folder / "shards", [4, 4], size=(32, 32))
+    save_vgg16(folder / "vgg16.pth")
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains(recipe: str, materials: Path) -> None:
+    two_steps([recipe], materials)
+    check_two_steps(recipe, materials)
+
+
+@pytest.mark.slow
+def test_every_recipe_trains_on_two_ranks(materials: Path, tmp_path: Path) -> None:
+    for name in ("shards", "vgg16.pth"):
+        (tmp_path / name).symlink_to(materials / name)
+    run_ranks(two_steps, 2, RECIPES, tmp_path)
+    for recipe in RECIPES:
+        check_two_steps(recipe, tmp_path)

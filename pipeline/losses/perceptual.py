@@ -37,7 +37,8 @@ class PerceptualDistance(nn.Module):
 
     def forward(self, restored: Tensor, images: Tensor) -> Tensor:
         """Distance of each pair: reconstructions and pictures [B, 3, H, W], pictures in [-1, 1], to float32 [B]."""
-        assert images.detach().abs().max() <= 1 + RANGE_TOLERANCE, "LPIPS takes pictures in [-1, 1]"
+        # On the device: an assert of Python's would wait for it at every step.
+        torch._assert_async(images.detach().abs().max() <= 1 + RANGE_TOLERANCE, "LPIPS takes pictures in [-1, 1]")
         features = [self.model.net(self.model.scaling_layer(x)) for x in (restored, images)]
         with torch.autocast(images.device.type, enabled=False):  # low precision is for the convolutions only
             distance = torch.zeros(len(images), device=images.device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from pipeline.losses.adversarial import GameKind, adaptive_weight, discriminator_loss, generator_loss
 
 
 def test_hinge_by_hand() -> None:
@@ -13,8 +13,17 @@ def test_hinge_by_hand() -> None:
     assert generator_loss(fake).item() == pytest.approx(0.75)
 
 
-def test_a_higher_logit_of_the_reconstruction_lowers_the_generator_s_loss() -> None:
-    assert generator_loss(torch.tensor([1.0])) < generator_loss(torch.tensor([0.0]))
+@pytest.mark.parametrize("kind", ["hinge", "non_saturating"])
+def test_logits_are_pulled_the_way_of_each_side(kind: GameKind) -> None:
+    """Everywhere the slope has its sign: arguments changed about, or squares, would turn it somewhere."""
+    for logit in (-3.0, -0.5, 0.5, 3.0):
+        fake, real, judged = (torch.tensor([logit], requires_grad=True) for _ in range(3))
+        generator_loss(fake, kind).backward()
+        discriminator_loss(real, judged, kind).backward()
+        slopes = [float(x.grad) for x in (fake, real, judged) if x.grad is not None]
+        assert slopes[0] < 0 and slopes[1] <= 0 <= slopes[2], logit
+        assert slopes[1] < 0 or logit > 1 and kind == "hinge"
+        assert slopes[2] > 0 or logit < -1 and kind == "hinge"
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0)])

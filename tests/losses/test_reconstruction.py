@@ -110,8 +110,14 @@ def test_constant_pictures_have_a_finite_gradient(distance: PerceptualDistance, 
     assert restored.grad.isfinite().all()
 
 
+def test_the_reconstruction_gets_its_gradient(distance: PerceptualDistance) -> None:
+    a, b = pictures()
+    distance(a.requires_grad_(), b).sum().backward()
+    assert a.grad is not None and a.grad.isfinite().all() and (a.grad != 0).float().mean() > 0.9
+
+
 def test_pictures_outside_the_range_are_an_error_of_ours(distance: PerceptualDistance) -> None:
-    with pytest.raises(AssertionError, match=r"\[-1, 1\]"):
+    with pytest.raises(RuntimeError, match=r"\[-1, 1\]"):
         distance(torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255.0))
 
 

@@ -40,6 +40,10 @@ def test_a_logit_depends_on_its_own_picture_alone(config: AnyDiscriminatorConfig
     assert torch.allclose(together[1:2], critic(images[1:2]), rtol=1e-4, atol=1e-5)
     again = build_discriminator(config, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(critic.parameters(), again.parameters(), strict=True))
+    with torch.no_grad():
+        for last in list(critic.parameters())[-2:]:
+            last.mul_(1e4)
+    assert critic(images).abs().max() > 100  # nothing that saturates stands behind the last layer
 
 
 def test_frozen_features_are_those_of_lpips_and_out_of_the_checkpoint(vgg_file: Path) -> None:

@@ -10,7 +10,7 @@ from pipeline.quantizers import Quantizer, QuantizerConfig, build_quantizer
 from pipeline.quantizers.ema import EmaCodebookConfig
 from pipeline.quantizers.gradient import GradientCodebookConfig
 from pipeline.quantizers.lattice import FsqConfig, LfqConfig
-from pipeline.quantizers.residual import ResidualConfig
+from pipeline.quantizers.residual import ResidualConfig, ResidualQuantizer
 from pipeline.quantizers.simvq import SimVqConfig
 from tests.ranks import run_ranks
 
@@ -60,6 +60,18 @@ def test_gradients_reach_the_encoder_and_every_trained_code_table(name: str) -> 
     (result.latent.square().sum() + torch.stack([*result.losses.values(), z.new_zeros(())]).sum()).backward()
     assert z.grad is not None and z.grad.isfinite().all() and (z.grad != 0).any()
     assert all(p.grad is not None and p.grad.any() for p in quantizer.parameters())
+
+
+def test_every_stage_of_a_residual_pulls_the_encoder() -> None:
+    """Of beta mean |z - q_1 - ... - q_i|^2 over the stages i: 2 beta / n times the sum of what each leaves over."""
+    quantizer, z = built("residual"), latents().requires_grad_()
+    assert isinstance(quantizer, ResidualQuantizer)
+    quantizer(z).losses["commitment_loss"].backward()
+    rest, pull = z.detach(), torch.zeros_like(z)
+    for stage in quantizer.codebooks:
+        rest = rest - stage.lookup(stage.assign(rest))
+        pull = pull + rest
+    assert z.grad is not None and torch.allclose(z.grad, 2 * 0.25 / z.numel() * pull, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -59,6 +59,15 @@ def test_two_ranks_equal_one(engine: str, quantizer: object) -> None:
         assert values == pytest.approx(validation, rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "accelerate"])
+def test_four_ranks_have_the_lambda_of_one(engine: str) -> None:
+    _, lambdas, validation = trained_over_ranks(engine, GRADIENT)
+    for _, weights, values in run_ranks(trained_over_ranks, 4, engine, GRADIENT):
+        assert weights == pytest.approx(lambdas, rel=1e-4)
+        assert values == pytest.approx(validation, rel=1e-4)
+
+
 def test_discriminator_is_neither_called_nor_changed_before_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(stage_config(start_step=2))
     calls: list[int] = []

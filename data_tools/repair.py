@@ -5,7 +5,7 @@ break stay; indexes, table, stats and manifest follow. Called by `tessera-data v
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from mmap import mmap
 from typing import Any
 
@@ -128,7 +128,7 @@ def _write_facts(
             storage.join(url, table_name(record.name)), table_bytes(rows, stats["plan"]["input"]["columns"])
         )
         stats = shard_stats(rows, record, stats["plan"], stats["start_time"], stats["end_time"])
-    storage.write_json(place, stats | {"shard": record.__dict__})
+    storage.write_json(place, stats | {"shard": asdict(record)})
 
 
 def _row_after(row: Row, keys: set[str], reasons: Mapping[str, str]) -> Row:

@@ -19,6 +19,7 @@ from pipeline.distributed.fragments import Fragment, Reader
 from pipeline.distributed.process import Process, finish, start
 from pipeline.export import export_run, resolve
 from pipeline.tracking.journal import Journal
+from tests.checkpoint.saving import save_now
 
 
 class Part:
@@ -63,7 +64,7 @@ def autoencoder_run(folder: Path, process: Process, ema: bool = True) -> Path:
     journal.metrics({"validation_psnr": 20.0}, 1, 8)
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(run / "preview.png")
     journal.picture("preview", run / "preview.png", 8)
-    CheckpointStore(run / "checkpoints", process).save({"samples_seen": 8}, parts(1.0, ema))
+    save_now(CheckpointStore(run / "checkpoints", process), {"samples_seen": 8}, parts(1.0, ema))
     return run
 
 
@@ -94,7 +95,7 @@ def test_the_same_generation_is_exported_once_and_a_new_one_anew(tmp_path: Path,
     first = export_run(run)
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert export_run(run) == first and (first / "model.safetensors").stat().st_mtime_ns == written
-    CheckpointStore(run / "checkpoints", process).save({"samples_seen": 16}, parts(2.0))
+    save_now(CheckpointStore(run / "checkpoints", process), {"samples_seen": 16}, parts(2.0))
     second = export_run(run)
     assert second != first and load_package(second).lineage["samples_seen"] == 16
 
@@ -103,13 +104,13 @@ def test_another_generation_of_the_same_number_replaces_the_export(tmp_path: Pat
     run = autoencoder_run(tmp_path / "first", process)
     old = load_package(export_run(run)).digest
     shutil.rmtree(run / "checkpoints")
-    CheckpointStore(run / "checkpoints", process).save({"samples_seen": 8}, parts(3.0))
+    save_now(CheckpointStore(run / "checkpoints", process), {"samples_seen": 8}, parts(3.0))
     assert load_package(export_run(run)).digest != old
 
 
 def test_a_damaged_generation_is_not_exported(tmp_path: Path, process: Process) -> None:
     run = autoencoder_run(tmp_path / "first", process)
-    CheckpointStore(run / "checkpoints", process).save({"samples_seen": 16}, parts(2.0))
+    save_now(CheckpointStore(run / "checkpoints", process), {"samples_seen": 16}, parts(2.0))
     (newest,) = (run / "checkpoints" / "gen-000002").glob("*.safetensors")
     newest.write_bytes(newest.read_bytes()[:-1])
     assert load_package(export_run(run)).lineage["samples_seen"] == 8
@@ -120,7 +121,7 @@ def test_export_of_a_unet_brings_its_autoencoder(tmp_path: Path, process: Proces
     run = make_run(tmp_path / "second", {"kind": "diffusion", "unet": {"channels": 4}})
     shutil.copytree(export_run(first), run / "autoencoder")
     unet = {"unet": Part(("param", "u", torch.ones(3))), "unet_ema": Part(("ema", "u", torch.zeros(3)))}
-    CheckpointStore(run / "checkpoints", process).save({"samples_seen": 8}, unet)
+    save_now(CheckpointStore(run / "checkpoints", process), {"samples_seen": 8}, unet)
     package = load_package(export_run(run))
     assert package.kind == "latent-unet" and package.config["unet"] == {"channels": 4}
     assert package.autoencoder is not None
@@ -166,7 +167,7 @@ def test_another_width_of_the_average_is_an_export_of_its_own(tmp_path: Path, pr
     run = autoencoder_run(tmp_path / "first", process)
     for step in (100, 200):
         tracks = {f"ema_{width}": Track(5.0, step, width) for width in (0.05, 0.1)}
-        CheckpointStore(run / "checkpoints", process, keep=3).save({"samples_seen": step}, parts(1.0) | tracks)
+        save_now(CheckpointStore(run / "checkpoints", process, keep=3), {"samples_seen": step}, parts(1.0) | tracks)
     stored, rebuilt = load_package(export_run(run)), load_package(export_run(run, ema_width=0.07))
     assert rebuilt.folder.name == "gen-000003-ema-0.07" and rebuilt.digest != stored.digest
     torch.testing.assert_close(rebuilt.tensors()["w"], torch.full((2, 2), 5.0))  # of weights that do not move

@@ -43,6 +43,6 @@ def test_skips(required: str, suite: str, end: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests/conftest.py", tmp_path)
     (tmp_path / "test_suite.py").write_text(suite)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-    environment = {**os.environ, "TESSERA_REQUIRE_ALL": required}
+    environment = {**os.environ, "TESSERA_REQUIRE_ALL": required, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1].startswith(end), done.stdout

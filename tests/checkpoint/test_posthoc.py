@@ -11,6 +11,7 @@ from pipeline.config import UserError
 from pipeline.distributed import process as processes
 from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.process import Process
+from tests.checkpoint.saving import save_now
 from tests.distributed.toys import make_engine, train_engine
 
 WIDTHS = (0.05, 0.1)
@@ -29,7 +30,7 @@ def test_a_width_that_was_never_run_is_rebuilt(tmp_path: Path) -> None:
             for average in (*tracks.values(), direct):
                 average.update()
             if (step + 1) % 20 == 0:
-                store.save({"samples_seen": step + 1}, {"net": engine, **tracks})
+                save_now(store, {"samples_seen": step + 1}, {"net": engine, **tracks})
     finally:
         processes.finish()
     assert len(committed(tmp_path)) == 8
@@ -47,7 +48,8 @@ def test_a_run_without_tracks_says_what_is_missing(tmp_path: Path) -> None:
     process = processes.start()
     try:
         engine = make_engine("accelerate", process)
-        CheckpointStore(tmp_path, Process()).save({"samples_seen": 1}, {"net": engine, "ema": Ema(engine, EmaConfig())})
+        parts = {"net": engine, "ema": Ema(engine, EmaConfig())}
+        save_now(CheckpointStore(tmp_path, Process()), {"samples_seen": 1}, parts)
     finally:
         processes.finish()
     with pytest.raises(UserError, match="power_widths"):

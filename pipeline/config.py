@@ -128,23 +128,27 @@ def _explain(schema: type[BaseModel], error: Any) -> str:
     keys = [str(part) for part in error["loc"]]
     where = ".".join(key for key in keys if key not in _union_tags(schema))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], sorted(_known_names(schema, keys[:-1])), n=1)
+        names = {name for model in _models_at(schema, keys[:-1]) for name in model.model_fields}
+        near = difflib.get_close_matches(keys[-1], sorted(names), n=1)
         return f"{where}: unknown" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "union_tag_not_found":
+        kinds = sorted(str(model.model_fields["kind"].default) for model in _models_at(schema, keys))
+        return f"{where}: has no kind; add {where}.kind, one of {', '.join(kinds)}"
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error.get("input"), Mapping):  # the whole group: too much for one line
         return f"{where}: {message}" if where else message
     return f"{where}: {message} (got {error.get('input')!r})"
 
 
-def _known_names(schema: type[BaseModel], keys: Sequence[str]) -> set[str]:
-    """The field names of the model that `keys` leads to from `schema` (tags of unions are steps of their own)."""
+def _models_at(schema: type[BaseModel], keys: Sequence[str]) -> list[type[BaseModel]]:
+    """The models that `keys` leads to from `schema` (tags of unions are steps of their own)."""
     models: list[type[BaseModel]] = [schema]
     for key in keys:
         fields = [model.model_fields for model in models]
         inner = [child for f in fields if key in f for child in _models_in(f[key].annotation)]
         tagged = [model for model, f in zip(models, fields, strict=True) if "kind" in f and f["kind"].default == key]
         models = inner or tagged or models
-    return {name for model in models for name in model.model_fields}
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

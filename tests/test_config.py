@@ -38,6 +38,7 @@ class Run(Config):
         ({"stage": {"kind": "coder"}, "total_samples": "many"}, "total_samples: Input should be a valid integer"),
         ({"stage": {"kind": "coder", "num_codes": 0}}, "num_codes: Input should be greater than 0 (got 0)"),
         ({"stage": {"kind": "poet"}}, "'painter', 'coder'"),
+        ({"stage": {"num_codes": 2}}, "stage: has no kind; add stage.kind, one of coder, painter"),
         ({}, "stage: Field required"),
     ],
 )

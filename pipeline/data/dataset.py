@@ -72,7 +72,8 @@ class DataConfig(Config):
     @property
     def urls(self) -> list[str]:
         """All datasets with a manifest that the run reads."""
-        return [part.url for part in parts_of(self.train)] + ([self.validation] if self.validation else [])
+        indexed = [] if self.order == "stream" else [part.url for part in parts_of(self.train)]
+        return indexed + ([self.validation] if self.validation else [])
 
     @property
     def stream_url(self) -> str:

@@ -94,6 +94,12 @@ def test_names_of_tars(tmp_path: Path) -> None:
             tar_urls(str(wrong))
 
 
+def test_only_what_has_a_manifest_is_asked_for_one() -> None:
+    assert DataConfig(train="tars", validation="shards", order="stream").urls == ["shards"]
+    assert DataConfig(train="tars", order="stream").urls == []
+    assert DataConfig(train="tars", validation="shards").urls == ["tars", "shards"]
+
+
 def test_a_run_trains_on_a_stream(tmp_path: Path) -> None:
     plain = tmp_path / "plain"  # the tars alone: what anybody's are
     plain.mkdir()

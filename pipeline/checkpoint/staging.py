@@ -34,9 +34,14 @@ class Staging:
         self._buffers: dict[str, Tensor] = {}
 
     def prepare(self, shapes: Mapping[str, tuple[int, torch.dtype]]) -> None:
-        """Make the buffers, by key their length and type, and touch every page of them."""
+        """Make the buffers, by key their length and type, and touch every page of them.
+
+        By numpy, since this runs in a thread of its own: one parallel operation of torch there makes a second team of
+        OpenMP threads for good, and with more threads than cores libgomp lets the training's team sleep between
+        operations instead of spinning, which took 40 % off the speed of a small model.
+        """
         for key, (length, dtype) in shapes.items():
-            self._buffer(key, length, dtype).zero_()
+            self._buffer(key, length, dtype).view(torch.uint8).numpy().fill(0)
 
     def take(self, parts: Mapping[str, Stateful]) -> Snapshot:
         """Copy the state of `parts`; on return they may change."""

@@ -30,7 +30,9 @@ from pipeline.distributed.watchdog import watching
 from pipeline.export import resolve
 from pipeline.models.packaged import load_autoencoder
 from pipeline.optim import OptimConfig
+from pipeline.pace import Peak
 from pipeline.redact import redact
+from pipeline.roofline import peak_flops, peak_of_phases
 from pipeline.run_folder import RunFolder, changes_since_start, claim, sole_trainer
 from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig
@@ -144,7 +146,8 @@ def train(config: ExperimentConfig) -> bool:
         with watched, _tracked(config, run, process) as journal:
             stage, loader, checkpoints = build(config, run, process)
             with closing(loader):
-                state = fit(stage, loader, checkpoints, journal, process, config.trainer, run.samples)
+                peak = _peak(config, run, process)
+                state = fit(stage, loader, checkpoints, journal, process, config.trainer, run.samples, peak)
                 checkpoints.settle()
             finished = state.samples_seen >= config.trainer.total_samples
             journal.ended("finished" if finished else "stopped")
@@ -163,6 +166,17 @@ def build(config: ExperimentConfig, run: RunFolder, process: Process) -> tuple[S
     kept = (config.trainer.keep_checkpoints, config.trainer.keep_every_samples, config.trainer.checkpoint_mirror)
     checkpoints = CheckpointStore(run.checkpoints, process, *kept)
     return stage, loader, checkpoints
+
+
+def _peak(config: ExperimentConfig, run: RunFolder, process: Process) -> Peak | None:
+    """What the MFU is measured by; None where no peak is known, and on ranks that tell nothing."""
+    bf16 = config.engine.precision == "bf16"
+    flops = peak_flops(process.device, bf16, config.process.peak_tflops)
+    if flops is None or not process.is_main:
+        return None
+    first = load_package(run.autoencoder).config if config.autoencoder else None
+    phases = [(one.data, one.trainer.total_samples) for one in phases_of(config)]
+    return peak_of_phases(config.stage, bf16, first, phases, process.world_size * flops)
 
 
 def phases_of(config: ExperimentConfig) -> list[ExperimentConfig]:

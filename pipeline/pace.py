@@ -6,7 +6,8 @@ Used by `pipeline.trainer`.
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +16,10 @@ import torch
 
 from pipeline.data.batch import Batch
 from pipeline.distributed.beacon import BEACON
+from pipeline.distributed.exchange import ExchangeProbe
+
+Peak = Callable[[int], float]
+"""From samples seen to the images per second of all ranks at their devices' peak."""
 
 
 @dataclass
@@ -35,8 +40,16 @@ class Pace:
     """The speed of the steps since the last line, in which the time of validation, pictures and saving does not count;
     and how much of this start was effective."""
 
-    def __init__(self, total_samples: int, state: TrainState, starting_seconds: float) -> None:
+    def __init__(
+        self,
+        total_samples: int,
+        state: TrainState,
+        starting_seconds: float,
+        world_size: int = 1,
+        peak: Peak | None = None,
+    ) -> None:
         """Args: starting_seconds: what went by between the process's begin and now, the begin of training."""
+        self.exchange, self.peak = ExchangeProbe(world_size), peak
         self.total_samples, self.lap_began_at = total_samples, state
         self.step_began = self.seconds = self.seconds_waited = self.seconds_stalled = self.samples_per_second = 0.0
         self.began, self.starting_seconds, self.all_seconds_stalled = time.monotonic(), starting_seconds, 0.0
@@ -49,6 +62,10 @@ class Pace:
         BEACON.note("step")
         self.seconds_waited += time.monotonic() - self.step_began
         return batch
+
+    def exchanging(self) -> AbstractContextManager[None]:
+        """Around all of a step in which ranks wait for each other."""
+        return self.exchange.watching()
 
     def stepped(self) -> None:
         """The step is over."""
@@ -71,6 +88,10 @@ class Pace:
             "ettr": self.ettr(time.monotonic() - self.began),
             "memory_peak_gib": peak_memory_bytes() / 2**30,
         }
+        if self.peak is not None:
+            speed["mfu"] = self.samples_per_second / self.peak(self.lap_began_at.samples_seen)
+        if self.exchange.share is not None:
+            speed["communication_share"] = self.exchange.share
         self.lap_began_at, self.seconds, self.seconds_waited, self.seconds_stalled = state, 0.0, 0.0, 0.0
         return speed
 
@@ -87,12 +108,14 @@ class Pace:
         """One console line: where, how fast, how good, how long still."""
         left = max(self.total_samples - state.samples_seen, 0) / max(self.samples_per_second, 1e-9)
         losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith("_loss"))
+        mfu = f"MFU {metrics['mfu']:.0%}  " if "mfu" in metrics else ""
+        waiting = f"communication {metrics['communication_share']:.0%}  " if "communication_share" in metrics else ""
         return (
             f"{state.samples_seen:>9,}/{self.total_samples:,} samples  "
-            f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  "
-            f"data stall {metrics['data_stall_share']:.0%}  checkpoint stall {metrics['checkpoint_stall_share']:.0%}  "
-            f"ETTR {metrics['ettr']:.0%}  memory {metrics['memory_peak_gib']:.1f} GiB  "
-            f"{losses}  left {timedelta(seconds=round(left))}"
+            f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  {mfu}"
+            f"data stall {metrics['data_stall_share']:.0%}  {waiting}"
+            f"checkpoint stall {metrics['checkpoint_stall_share']:.0%}  ETTR {metrics['ettr']:.0%}  "
+            f"memory {metrics['memory_peak_gib']:.1f} GiB  {losses}  left {timedelta(seconds=round(left))}"
         )
 
 

@@ -23,7 +23,7 @@ from pipeline.distributed.fragments import Stateful
 from pipeline.distributed.process import Process, mean_of_floats
 from pipeline.distributed.stop import StopRequest, stop_on_signals
 from pipeline.health import Health
-from pipeline.pace import Pace, TrainState, process_age_seconds
+from pipeline.pace import Pace, Peak, TrainState, process_age_seconds
 from pipeline.storage import writing
 
 
@@ -149,11 +149,13 @@ def fit(
     process: Process,
     config: TrainerConfig,
     pictures: Path,
+    peak: Peak | None = None,
 ) -> TrainState:
     """Train until `total_samples` or a stop signal; the same call again goes on where the last generation ended.
 
     Args:
         pictures: folder of the preview pictures.
+        peak: what the MFU is measured by; None where no peak is known, and the MFU is left out.
 
     Returns:
         The state that was saved last; the run is complete when `samples_seen >= total_samples`.
@@ -170,22 +172,21 @@ def fit(
         # 3. the data, at exactly the next sample;
         batches = loader.batches(state.samples_seen)
         # 4. the clock, last: it measures training only.
-        pace, health, stopping = Pace(config.total_samples, state, process_age_seconds()), Health(), False
+        pace = Pace(config.total_samples, state, process_age_seconds(), process.world_size, peak)
+        health, stopping = Health(), False
         while state.samples_seen < config.total_samples and not stopping:
             batch = pace.waiting_for(batches, state.step)
-            measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
+            with pace.exchanging():
+                measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
+                metrics, stopping, written, served = _agree(measured, stop, checkpoints, batch)
             before, state = state, state.after(loader.batch_size_at(state.samples_seen))
-            metrics, stopping, written, served = _agree(measured, stop, checkpoints, batch)
             ledger.add(before.samples_seen, state.samples_seen - before.samples_seen, served, process.world_size)
             health.check(state.step, metrics, partial(stage.where_not_finite, batch))
             pace.stepped()
             last = state.samples_seen >= config.total_samples
 
             if last or due(before.step, state.step, config.log_every_steps):
-                metrics |= pace.lap(state)
-                journal.metrics(metrics, state.step, state.samples_seen)
-                if process.is_main:
-                    print(pace.line(state, metrics), flush=True)
+                _log(metrics | pace.lap(state), pace, journal, process, state)
             if last or due(before.samples_seen, state.samples_seen, config.validate_every_samples):
                 _validate(stage, loader.validation_at(before.samples_seen), journal, state)
             if last or due(before.samples_seen, state.samples_seen, config.preview_every_samples):
@@ -198,8 +199,7 @@ def fit(
             if saving:
                 ledger.write(journal, process.world_size)
                 checkpoints.save(_progress(state, loader, ledger), stage.parts())
-            if last or stopping:
-                _commit(checkpoints, journal, pace)
+        _commit(checkpoints, journal, pace)
     return state
 
 
@@ -231,6 +231,12 @@ def _agree(
     means = mean_of_floats([*own, *batch_floats(batch)])
     *metrics, stops, written = means[: len(own)]
     return dict(zip(names, metrics, strict=True)), stops > 0, written == 1, means[len(own) :]
+
+
+def _log(metrics: dict[str, float], pace: Pace, journal: Journal, process: Process, state: TrainState) -> None:
+    journal.metrics(metrics, state.step, state.samples_seen)
+    if process.is_main:
+        print(pace.line(state, metrics), flush=True)
 
 
 def _commit(checkpoints: Checkpoints, journal: Journal, pace: Pace) -> None:

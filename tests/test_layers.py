@@ -13,6 +13,7 @@ from tests.source import PACKAGES, ROOT, Module, import_graph, is_inside, module
 FLOORS = (
     ("launch", "pipeline.__main__", "pipeline.commands"),
     ("pipeline.experiment",),
+    ("pipeline.roofline",),
     ("pipeline.stages",),
     (
         "data_tools",

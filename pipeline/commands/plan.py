@@ -95,17 +95,10 @@ def world_of(config: "ExperimentConfig", args: argparse.Namespace) -> "World":
 
 def parts_of(config: "ExperimentConfig", manifest: "Manifest | None") -> "list[Part]":
     """The measured networks of one training step; the manifest says what is stored and need not be computed."""
-    from pipeline.plan.parts import autoencoder_parts, diffusion_parts
+    from pipeline.roofline import step_parts
 
-    bf16, stage = config.engine.precision == "bf16", config.stage
-    if stage.kind == "autoencoder":
-        discriminator = stage.adversarial.discriminator if stage.adversarial else None
-        perceptual = stage.reconstruction.perceptual_weight > 0
-        return autoencoder_parts(stage.model, discriminator, perceptual, config.data.image_size, bf16)
-    stamp = (manifest.stamp if manifest else None) or {}
-    stored = {name for name, key in (("latents", "autoencoder_digest"), ("text", "text_digest")) if stamp.get(key)}
-    size = stamp.get("image_size", config.data.image_size)
-    return diffusion_parts(stage, first_stage_of(config), size, frozenset(stored), bf16)
+    first = first_stage_of(config) if config.autoencoder else None
+    return step_parts(config.stage, config.data.image_size, config.engine.precision == "bf16", manifest, first)
 
 
 def first_stage_of(config: "ExperimentConfig") -> "AutoencoderConfig":

@@ -46,6 +46,8 @@ class ProcessConfig(Config):
     """How long a collective waits for a missing rank before the run fails."""
     hang_seconds: float = Field(default=600.0, ge=0)
     """No step for so long, or no word of a rank, and the watchdog ends the run; 0 never does."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Of one device in the run's precision, for the MFU; None is the data sheet's of a GPU that Tessera knows."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ PICTURE_WIDTH, SMALL_SIDE = 900, 640
 GROUPS = (
     ("Validation", ("validation",)),
     ("Losses", ("loss",)),
-    ("Speed", ("per_second", "stall", "mfu", "memory", "dollars")),
+    ("Speed", ("per_second", "stall", "mfu", "communication", "memory")),
     ("Inside", ("",)),
 )
 """Headings, and the words in a metric's name that put it under one; the first that fits."""

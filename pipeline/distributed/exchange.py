@@ -1,9 +1,9 @@
 """How much of a step goes by while this rank does nothing but exchange with the others.
 
-What DDP and ZeRO send travels beside the arithmetic, where a clock around the call cannot tell the two apart. So one
-step in many is watched by torch's profiler, and what counts is the time in which a collective ran and no arithmetic
-did: on a GPU its kernels on all streams, on a CPU gloo's operations and those of the step's own thread. Waiting for a
-slower rank is part of it. Called by `pipeline.trainer`, shown by `pipeline.pace`.
+What DDP and ZeRO send travels beside the arithmetic, where a clock around the call cannot tell the two apart. So a
+few steps in many are watched by torch's profiler, and what counts is the time in which a collective ran and no
+arithmetic did: on a GPU its kernels on all streams, on a CPU gloo's operations and those of the step's own thread.
+Waiting for a slower rank is part of it. Called by `pipeline.pace`.
 """
 
 import os
@@ -18,8 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 
 FIRST_STEP = 20
 """Of a start: the first one that is watched; the ones before still warm up."""
+NUM_STEPS = 5
+"""Steps watched in a row: one alone may have waited for anything."""
 EVERY_STEPS = 500
-"""Distance of two watched steps, which cost about twice the time of another."""
+"""Distance of two looks; a watched step costs about twice the time of another."""
 
 Span = tuple[float, float]
 
@@ -30,21 +32,26 @@ class ExchangeProbe:
     def __init__(self, world_size: int) -> None:
         self.world_size, self.num_steps = world_size, 0
         self.share: float | None = None
-        """Of the newest watched step: time in which only the exchange went on, over all of it; None until then."""
+        """Of the newest look: time in which only the exchange went on, over all of it; None until then."""
+        self._exposed = self._seconds = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Around each step, until its last collective has ended."""
         self.num_steps += 1
-        if self.world_size == 1 or self.num_steps % EVERY_STEPS != FIRST_STEP:
+        watched = (self.num_steps - FIRST_STEP) % EVERY_STEPS  # counts 0, 1, ... from the first step of a look
+        if self.world_size == 1 or self.num_steps < FIRST_STEP or watched >= NUM_STEPS:
             yield
             return
+        if watched == 0:
+            self._exposed = self._seconds = 0.0
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it tells of every start and stop otherwise
         with profile(activities=_activities(), acc_events=False) as profiler:
             began = time.perf_counter()
             yield
-            seconds = time.perf_counter() - began
-        self.share = exposed_seconds(*spans_of(profiler.events() or ())) / seconds
+            self._seconds += time.perf_counter() - began
+        self._exposed += exposed_seconds(*spans_of(profiler.events() or ()))
+        self.share = self._exposed / self._seconds
 
 
 def spans_of(events: Iterable[Any]) -> tuple[list[Span], list[Span]]:

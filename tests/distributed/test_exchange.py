@@ -10,11 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import DeviceType
 
-from pipeline.distributed.exchange import EVERY_STEPS, FIRST_STEP, ExchangeProbe, exposed_seconds, merged, spans_of
+from pipeline.distributed.exchange import (
+    EVERY_STEPS,
+    FIRST_STEP,
+    NUM_STEPS,
+    ExchangeProbe,
+    exposed_seconds,
+    merged,
+    spans_of,
+)
 from pipeline.distributed.process import start
 from tests.ranks import run_ranks
 
-LATE_SECONDS = 0.4
+LATE_SECONDS = 0.1
 
 
 def test_exposed_by_hand() -> None:
@@ -62,12 +70,12 @@ def waits(hidden: bool) -> float | None:
     process = start()
     probe, values = ExchangeProbe(process.world_size), torch.ones(1000)
     matrix = torch.rand(256, 256)
-    for _ in range(FIRST_STEP):
+    for step in range(1, FIRST_STEP + NUM_STEPS):
         with probe.watching():
-            if process.rank == 1 and probe.num_steps == FIRST_STEP:
-                time.sleep(LATE_SECONDS)
+            late = LATE_SECONDS if step >= FIRST_STEP else 0.0
+            time.sleep(late * process.rank)
             work = dist.all_reduce(values, async_op=True)
-            until = time.perf_counter() + (2 * LATE_SECONDS if hidden and probe.num_steps == FIRST_STEP else 0)
+            until = time.perf_counter() + 2 * late * hidden
             while process.rank == 0 and time.perf_counter() < until:
                 matrix @ matrix
             work.wait()
@@ -92,6 +100,12 @@ def test_alone_or_between_two_looks_nothing_is_watched() -> None:
         with probe.watching():
             pass
     assert probe.share is None
-    with probe.watching():
-        torch.ones(3).sum()
-    assert probe.share == 0, "no collective ran"
+    looks = []
+    for _ in range(EVERY_STEPS + NUM_STEPS):
+        before, probe.share = probe.share, None
+        with probe.watching():
+            torch.ones(3).sum()
+        looks.append(probe.share is not None)
+        assert probe.share in (None, 0), "no collective ran"
+        probe.share = before
+    assert [i for i, look in enumerate(looks) if look] == [0, 1, 2, 3, 4, 500, 501, 502, 503, 504]

@@ -3,9 +3,10 @@
 Called by `tessera plan` for every network of a stage; nothing is allocated, so a laptop measures any model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,30 @@ def measure(
     )
 
 
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter with attention: it knows the kernels of GPUs, and passes over the one that a CPU takes.
+
+    Going backward, attention counts twice its forward, like every product; that its kernels do a part of the forward
+    again is no use of the machine.
+    """
+    aten = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, *shapes, **k: (
+                2 * _attention_flops(*shapes, **k)
+            ),
+        },
+    )
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """q k^T and the sum over v, from shapes [B, heads, N, d], [B, heads, T, d], [B, heads, T, d']."""
+    batch, heads, num_queries, width = query
+    return 2 * batch * heads * num_queries * key[2] * (width + value[3])
+
+
 def _step(run: Callable[[int], Tensor], size: int, own: set[int], bf16: bool) -> tuple[int, int]:
     """FLOPs of a step on `size` images, and bytes saved for its backward beside the storages in `own`."""
     saved: dict[int, Tensor] = {}  # by storage, since views of one are saved many times; holding it keeps its number
@@ -72,7 +97,7 @@ def _step(run: Callable[[int], Tensor], size: int, own: set[int], bf16: bool) ->
             saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 output = run(size)

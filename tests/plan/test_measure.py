@@ -2,14 +2,13 @@
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.autoencoder import AutoencoderConfig
 from pipeline.models.discriminator import DiscriminatorConfig, FeatureDiscriminatorConfig
 from pipeline.models.latent_diffusion import LatentDiffusionConfig
 from pipeline.models.text import PretrainedTextConfig, TrainableTextConfig
 from pipeline.models.unet import UNet, UNetConfig
-from pipeline.plan.measure import measure, shapes_only
+from pipeline.plan.measure import flop_counter, measure, shapes_only
 from pipeline.plan.parts import autoencoder_parts, diffusion_parts
 
 UNET = UNetConfig(
@@ -44,7 +43,7 @@ def test_shapes_count_what_real_tensors_count() -> None:
         return torch.zeros(n, 4, 8, 8), torch.zeros(n, dtype=torch.long), torch.zeros(n, 5, 32)
 
     real = UNet(UNET)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         real(*inputs(3)).sum().backward()
     with shapes_only():
         fake = UNet(UNET)

@@ -6,7 +6,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.plan.estimate import GPUS, cheapest_stage, memory_per_gpu, speed_of
-from pipeline.plan.measure import Part, measure, shapes_only
+from pipeline.plan.measure import Part, flop_counter, measure, shapes_only
 
 SD2 = UNetConfig(
     latent_channels=4,
@@ -18,6 +18,7 @@ SD2 = UNetConfig(
     context_dim=1024,
     linear_projections=True,
 )
+SD1 = UNetConfig(num_heads=8)
 SMALL = UNetConfig(
     latent_channels=4, channels=64, channel_multipliers=(1, 2), num_res_blocks=1, head_dim=32, context_dim=64
 )
@@ -42,6 +43,23 @@ def unet_part(config: UNetConfig, side: int, length: int, bf16: bool) -> Part:
 @pytest.fixture(scope="module")
 def sd2() -> dict[int, Part]:
     return {size: unet_part(SD2, size // 8, 77, bf16=True) for size in PUBLISHED}
+
+
+# 10^9 multiplications of a picture's forward pass with 77 text tokens; training takes three times that
+@pytest.mark.parametrize(("config", "sides"), [(SD2, {32: 90.55, 64: 402.13}), (SD1, {64: 401.64})], ids=["SD2", "SD1"])
+def test_multiplications_of_stable_diffusion(config: UNetConfig, sides: dict[int, float]) -> None:
+    with shapes_only(), torch.no_grad():
+        unet = UNet(config)
+        for side, count in sides.items():
+            with flop_counter() as counter:
+                unet(torch.empty(1, 4, side, side), torch.empty(1), torch.empty(1, 77, config.context_dim))
+            assert counter.get_total_flops() / 2e9 == pytest.approx(count, abs=0.005)
+
+
+def test_a_training_step_is_three_forwards(sd2: dict[int, Part]) -> None:
+    """But for the gradients of latents and text states, which nobody takes."""
+    for size, teraflops in ((256, 0.543), (512, 2.413)):
+        assert 0.99 * teraflops < sd2[size].flops / 1e12 < teraflops
 
 
 def test_every_published_speed_within_a_fifth(sd2: dict[int, Part]) -> None:

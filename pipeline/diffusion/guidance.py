@@ -13,7 +13,7 @@ from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.sampling import Denoiser
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_t [B, C, H, W], timesteps [B], text states [B, T, D]) -> prediction [B, C, H, W]."""
+"""(x_t [B, C, H, W], timesteps [B] on the CPU, text states [B, T, D]) -> prediction [B, C, H, W]."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

@@ -46,7 +46,7 @@ class ObjectiveConfig(Config):
 
 @dataclass(frozen=True)
 class Objective:
-    """A parametrisation over a schedule."""
+    """A parametrisation over a schedule; timesteps `t` are int64 [B] on the CPU, as the schedule wants them."""
 
     schedule: NoiseSchedule
     prediction: Prediction
@@ -107,11 +107,11 @@ class Objective:
 
     def loss(self, output: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Weighted mean squared error of each sample, float32 [B]; the mean of it is what training minimises."""
-        weight = self.weights()[t.cpu()].to(output.device, torch.float32)  # [B]
+        weight = self.weights()[t].float().to(output.device, non_blocking=True)  # [B]
         return weight * self.squared_error(output, clean, noise, t)  # [B]
 
     def timesteps(self, uniform: np.ndarray) -> Tensor:
-        """Training timesteps, int64 [B], from uniform numbers in [0, 1), [B]."""
+        """Training timesteps, int64 [B] on the CPU, from uniform numbers in [0, 1), [B]."""
         num = self.schedule.num_timesteps
         if self.log_sigma_normal is None:
             return torch.from_numpy((uniform * num).astype(np.int64))

@@ -19,7 +19,7 @@ from pipeline.diffusion.schedule import NoiseSchedule, Spacing
 from pipeline.diffusion.steps import Step, corrected, steps_of
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t [B, ...], timesteps int64 [B]) -> estimate of the clean latent [B, ...]."""
+"""(x_t [B, ...], timesteps int64 [B] on the CPU) -> estimate of the clean latent [B, ...]."""
 FreshNoise = Callable[[int], Tensor]
 """Index of a step -> standard normal noise [B, ...], for samplers that add some."""
 AfterStep = Callable[[Tensor, int | None], Tensor]
@@ -86,7 +86,7 @@ def ddim(
 ) -> Tensor:
     """Song et al., arXiv 2010.02502, eq. 12 and 16; deterministic at eta = 0."""
     for step in steps_of(schedule, timesteps):
-        clean = denoiser(x, full((len(x),), step.t, device=x.device))  # [B, ...]
+        clean = denoiser(x, full((len(x),), step.t))  # [B, ...]
         noise = (x - step.signal * clean) / step.noise  # [B, ...]
         sigma = eta * step.posterior_std
         x = step.signal_next * clean + math.sqrt(max(step.noise_next**2 - sigma**2, 0.0)) * noise  # [B, ...]
@@ -137,7 +137,7 @@ def ddpm(
 ) -> Tensor:
     """Ancestral sampling from the posterior q(x_next | x_t, clean): Ho et al., arXiv 2006.11239, eq. 6 and 7."""
     for step in steps_of(schedule, timesteps):
-        clean = denoiser(x, full((len(x),), step.t, device=x.device))  # [B, ...]
+        clean = denoiser(x, full((len(x),), step.t))  # [B, ...]
         ratio = step.signal / step.signal_next  # of the whole stride, which may skip timesteps
         clean_scale = step.signal_next * step.transition_variance / step.noise**2
         x = clean_scale * clean + ratio * (step.noise_next / step.noise) ** 2 * x  # [B, ...]
@@ -162,10 +162,10 @@ def heun(
     a step from a zero-terminal start stays Euler's, as its sigma is infinite.
     """
     for step in steps_of(schedule, timesteps):
-        clean = denoiser(x, full((len(x),), step.t, device=x.device))  # [B, ...]
+        clean = denoiser(x, full((len(x),), step.t))  # [B, ...]
         x = step.towards(clean, x)  # [B, ...]
         if step.t_next is not None and step.signal > 0.0:
-            later = denoiser(x, full((len(x),), step.t_next, device=x.device))  # [B, ...]
+            later = denoiser(x, full((len(x),), step.t_next))  # [B, ...]
             growth = step.noise * step.signal_next / (step.signal * step.noise_next)  # sigma / sigma_next
             x = x + step.signal_next * (growth - 1.0) / 2.0 * (later - clean)  # [B, ...]
         x = after_step(x, step.t_next)
@@ -188,7 +188,7 @@ def dpmpp_2m(
     previous: Tensor | None = None
     width_previous = math.inf
     for step in steps_of(schedule, timesteps):
-        clean = denoiser(x, full((len(x),), step.t, device=x.device))  # [B, ...]
+        clean = denoiser(x, full((len(x),), step.t))  # [B, ...]
         extrapolated = clean
         if previous is not None and step.t_next is not None:
             weight = step.width / (2.0 * width_previous)  # 1 / (2r) of the paper
@@ -217,7 +217,7 @@ def unipc(
     last: Step | None = None
     widths: list[float] = []
     for step in steps_of(schedule, timesteps):
-        clean = denoiser(x, full((len(x),), step.t, device=x.device))  # [B, ...]
+        clean = denoiser(x, full((len(x),), step.t))  # [B, ...]
         if last is not None:
             x = last.towards(corrected(history, clean, widths), before)  # [B, ...]
         history, before, last = [*history[-1:], clean], x, step

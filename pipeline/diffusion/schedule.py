@@ -71,13 +71,16 @@ class NoiseSchedule:
         return self.snr / (1.0 + self.snr)
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise factors at timesteps `t` [B], in float32 on `like`'s device, shaped [B, 1, 1, ...]."""
+        """Signal and noise factors, float32 on `like`'s device, shaped [B, 1, 1, ...], at timesteps `t` [B] on the CPU.
+
+        Timesteps stay on the host: to look them up from a device would wait for all that it has to do before.
+        """
         shape = (-1, *[1] * (like.ndim - 1))
-        signal, noise = (table[t.cpu()].to(like.device, torch.float32).view(shape) for table in self._tables)
+        signal, noise = (table[t].float().view(shape).to(like.device, non_blocking=True) for table in self._tables)
         return signal, noise
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t of clean latents [B, ...] at timesteps `t` [B] with the given standard normal noise [B, ...]."""
+        """x_t of clean latents [B, ...] at timesteps `t` [B] (CPU) with the given standard normal noise [B, ...]."""
         signal_scale, noise_scale = self.scales(t, clean)
         return signal_scale * clean + noise_scale * noise
 

@@ -94,7 +94,7 @@ class TextTower(nn.Module):
     def encode(self, captions: Sequence[str]) -> Tensor:
         """States of the captions [B, T, D] on the tower's device."""
         device = next(self.parameters()).device
-        return self(self.tokenize(captions).to(device))  # [B, T, D]
+        return self(self.tokenize(captions).to(device, non_blocking=True))  # [B, T, D]
 
     def train(self, mode: bool = True) -> "TextTower":
         """As in torch, but a frozen tower stays in evaluation mode."""

@@ -158,9 +158,10 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Noised latent and condition `x` [B, C + K, H, W], `t` [B], text states `context` [B, T, D] -> [B, C, H, W].
 
-        H and W must divide by 2^(levels - 1).
+        H and W must divide by 2^(levels - 1); `t` may be on the CPU.
         """
         x = x.contiguous(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
+        t = t.to(x.device, non_blocking=True)  # [B]
         time = self.time(timestep_embedding(t, self.config.channels).to(x.dtype))  # [B, E]
         h = self.conv_in(x)  # [B, C', H, W]
         skips = [h]

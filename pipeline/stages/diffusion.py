@@ -170,9 +170,9 @@ class DiffusionStage:
             return self.engine(noised, t, self.inputs.captions(batch, dropped))  # [B, C, h, w]
 
     def _timesteps(self, batch: Batch) -> Tensor:
-        """int64 [B], as the objective spreads them."""
+        """int64 [B] on the CPU, as the objective spreads them."""
         uniform = self.draws.uniform(Purpose.TIMESTEP, batch.epochs, batch.sample_ids)[:, 0]
-        return self.objective.timesteps(uniform).to(self.engine.device)
+        return self.objective.timesteps(uniform)
 
     def _noise(self, batch: Batch, shape: Sequence[int]) -> Tensor:
         """Training noise float32 [B, *shape], with its offset where that is asked for."""

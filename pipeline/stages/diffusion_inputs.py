@@ -45,7 +45,7 @@ class Inputs:
     def latents(self, batch: Batch) -> Tensor:
         """Normalised latents float32 [B, C, h, w]: from the store, or encoded from pictures, by the same statistics."""
         if batch.latents is not None:
-            return self.autoencoder.normalise(batch.latents.to(self.device))
+            return self.autoencoder.normalise(batch.latents.to(self.device, non_blocking=True))
         # in float32: stored and online latents are then the same numbers
         return self.autoencoder.encode(to_model(self._images(batch))).float()
 
@@ -54,11 +54,11 @@ class Inputs:
         """What the model takes for captions: token numbers for its own text tower, states of a frozen one otherwise."""
         captions = [NULL_PROMPT if drop else caption for caption, drop in zip(batch.captions, dropped, strict=True)]
         if not self.text.frozen:
-            return self.text.tokenize(captions).to(self.device)  # [B, T]
+            return self.text.tokenize(captions).to(self.device, non_blocking=True)  # [B, T]
         if batch.text_states is None:
             return self.text.encode(captions)  # [B, T, D]
-        mask = torch.tensor(dropped, device=self.device)[:, None, None]  # [B, 1, 1]
-        states = batch.text_states.to(self.device)  # [B, T, D]
+        mask = torch.tensor(dropped)[:, None, None].to(self.device, non_blocking=True)  # [B, 1, 1]
+        states = batch.text_states.to(self.device, non_blocking=True)  # [B, T, D]
         return torch.where(mask, self.text.encode([NULL_PROMPT]).to(states), states)  # [B, T, D]
 
     @torch.no_grad()
@@ -76,8 +76,9 @@ class Inputs:
         if self._condition.kind == "upscale":
             small = shrunk(images, self._condition.factor)  # [B, 3, H / factor, W / factor]
             return upscale_condition(self.autoencoder, small, self._condition.factor).float()
-        holes = random_holes(self.draws, epochs, batch.sample_ids, *images.shape[2:])  # [B, 1, H, W]
-        return inpaint_condition(self.autoencoder, images, torch.from_numpy(holes).to(self.device)).float()
+        drawn = random_holes(self.draws, epochs, batch.sample_ids, *images.shape[2:])  # [B, 1, H, W]
+        holes = torch.from_numpy(drawn).to(self.device, non_blocking=True)
+        return inpaint_condition(self.autoencoder, images, holes).float()
 
     def network_input(
         self, objective: Objective, batch: Batch, epochs: Sequence[int], clean: Tensor, noise: Tensor, t: Tensor
@@ -89,11 +90,11 @@ class Inputs:
 
     def noise(self, purpose: Purpose, epochs: Sequence[int], batch: Batch, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 [B, *shape]."""
-        return self.draws.normal(purpose, epochs, batch.sample_ids, shape).to(self.device)
+        return self.draws.normal(purpose, epochs, batch.sample_ids, shape).to(self.device, non_blocking=True)
 
     def _images(self, batch: Batch) -> Tensor:
         assert batch.images is not None, "a batch has pictures or latents"
-        return batch.images.to(self.device)  # [B, 3, H, W]
+        return batch.images.to(self.device, non_blocking=True)  # [B, 3, H, W]
 
 
 Predict = Callable[[Batch, Sequence[int], Sequence[bool], Tensor, Tensor, Tensor], Tensor]
@@ -105,6 +106,6 @@ def validation_losses(batch: Batch, inputs: Inputs, objective: Objective, predic
     epochs = [0] * len(batch.sample_ids)
     clean = inputs.latents(batch)  # [B, C, h, w]
     noise = inputs.noise(Purpose.VALIDATION_NOISE, epochs, batch, clean.shape[1:])  # [B, C, h, w]
-    t = DenoisingMeter.timesteps(batch.sample_ids, objective.schedule.num_timesteps).to(clean.device)  # [B]
+    t = DenoisingMeter.timesteps(batch.sample_ids, objective.schedule.num_timesteps)  # [B]
     output = predict(batch, epochs, [False] * len(clean), clean, noise, t)  # [B, C, h, w]
     return objective.squared_error(output, clean, noise, t)

@@ -1,15 +1,11 @@
 """What a step of the first stage may cost: what it sends to other ranks, and how often it waits for the device."""
 
-import sys
 from collections import Counter
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,60 +25,14 @@ from pipeline.stages.autoencoder import AutoencoderStage
 from tests.formula import save_vgg16
 from tests.ranks import run_ranks
 from tests.stages.small_stages import MOVING, batch_of, global_images, make_stage, stage_config, train
-
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
-"""Operators whose answer or size has to reach the host: on a GPU each waits for everything before it."""
-COPYING = {Tensor.tolist: "tolist", Tensor.numpy: "numpy", Tensor.cpu: "cpu"}
-
-
-def caller(frame: FrameType | None) -> str:
-    """The innermost function of ours that waits; of torch's optimizers, which count on the host, only the word."""
-    while frame:
-        if "/torch/optim/" in frame.f_code.co_filename:
-            return "optimizer"
-        if "/pipeline/" in frame.f_code.co_filename:
-            return frame.f_code.co_name
-        frame = frame.f_back
-    return "test"
-
-
-class OperatorWaits(TorchDispatchMode):
-    """Counts, by caller, the operators that a GPU would be waited for at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by_caller: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        masks = func.overloadpacket.__name__ in {"index", "index_put", "index_put_"} and any(
-            isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])
-        )
-        if masks or func.overloadpacket.__name__ in WAITING:
-            self.by_caller[caller(sys._getframe(1))] += 1
-        return func(*args, **(kwargs or {}))
-
-
-class Copies(TorchFunctionMode):
-    """Counts, by caller, the copies to the host that no operator tells of."""
-
-    def __init__(self, counter: Counter[str]) -> None:
-        super().__init__()
-        self.by_caller = counter
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in COPYING:
-            self.by_caller[caller(sys._getframe(1))] += 1
-        return func(*args, **(kwargs or {}))
+from tests.stages.waits import waits_of
 
 
 def waits_of_a_step(stage: AutoencoderStage) -> Counter[str]:
     """Of the second step: the first places the codes."""
     train(stage, range(1), start())
     batch = batch_of(global_images(1))
-    with OperatorWaits() as waits, Copies(waits.by_caller):
-        stage.train_step(batch, 1, 0, 1000)
-    del waits.by_caller["optimizer"]
-    return waits.by_caller
+    return waits_of(lambda: stage.train_step(batch, 1, 0, 1000))
 
 
 NORMS = {"finite_norm": 2}

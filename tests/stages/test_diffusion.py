@@ -21,6 +21,7 @@ from pipeline.models.unet import UNetConfig
 from pipeline.optim import OptimConfig
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig, in_step
 from tests.ranks import run_ranks
+from tests.stages.waits import waits_of
 
 CONFIG = DiffusionStageConfig(
     unet=UNetConfig(
@@ -170,6 +171,18 @@ def test_a_loss_that_is_not_finite_names_the_sample(single: None) -> None:
         one.model.unet.conv_in.weight[0, 0, 0, 0] = torch.inf  # a spoilt weight spoils the first of all samples
     stored.latents[1] = 0.0
     assert one.where_not_finite(stored).startswith("sample 3 (number 3)")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["pictures", "stored", "inpaint"])
+def test_a_step_waits_for_the_device_at_the_gradient_norm_alone(kind: str, single: None) -> None:
+    """The norm is asked for on the host, since a gradient that is not finite is skipped."""
+    condition = InpaintConfig() if kind == "inpaint" else None
+    one = stage(CONFIG.model_copy(update={"condition": condition, "offset_noise": 0.1}))
+    seen = batch([0, 1, 2])
+    if kind == "stored":
+        seen.images, seen.latents = None, torch.zeros(3, 4, 8, 8)
+    one.train_step(seen, 0, 0, 8)
+    assert waits_of(lambda: one.train_step(seen, 1, 3, 8)) == {"finite_norm": 1}
 
 
 def test_compiled_blocks_under_zero_3_are_refused() -> None:

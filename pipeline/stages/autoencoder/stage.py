@@ -178,7 +178,8 @@ class AutoencoderStage:
         assert batch.images is not None
         factor = self.config.model.downsample_factor
         shape = (self.config.model.embedding_dim, *(side // factor for side in batch.images.shape[2:]))
-        return self.draws.normal(Purpose.POSTERIOR, batch.epochs, batch.sample_ids, shape).to(self.device)
+        noise = self.draws.normal(Purpose.POSTERIOR, batch.epochs, batch.sample_ids, shape)  # [B, d, h, w]
+        return noise.to(self.device, non_blocking=True)
 
     def _in_game(self, step: int) -> bool:
         return self.game is not None and step >= self.game.config.start_step

@@ -8,7 +8,6 @@ import torch
 
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import UserError
-from pipeline.data.batch import Batch
 from pipeline.distributed.process import start
 from pipeline.losses.adversarial import gradient_penalty
 from pipeline.models.discriminator import FeatureDiscriminatorConfig, ResidualDiscriminatorConfig
@@ -18,9 +17,7 @@ from tests.checkpoint.saving import save_now
 from tests.formula import save_vgg16
 from tests.ranks import run_ranks
 from tests.stages.small_stages import (
-    GLOBAL_BATCH,
     batch_of,
-    global_images,
     largest_error,
     make_stage,
     masters,
@@ -123,14 +120,8 @@ KL = stage_config(start_step=1, quantizer=KlConfig(kl_weight=0.1))
 
 
 def kl_trained(engine: str) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
-    process = start()
     stage = make_stage(KL, engine)
-    rows = []
-    for step in range(3):
-        part = slice(process.rank, None, process.world_size)
-        ids = list(range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH))[part]
-        batch = Batch(ids, [0] * len(ids), [""] * len(ids), [""] * len(ids), images=global_images(step)[part])
-        rows.append({k: float(v) for k, v in stage.train_step(batch, step, 0, 1000).items()})
+    rows = train(stage, range(3), start())
     return masters(stage), rows
 
 

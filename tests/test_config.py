@@ -1,5 +1,7 @@
 """Configs: strict, composed from parents and overrides, and told in a user's words when they are wrong."""
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from pipeline.config import Config, UserError, config_differences, config_digest, dump_config, load_config, parse_config
+from tests.source import modules
 
 
 class Net(Config):
@@ -111,3 +114,29 @@ def test_another_kind_replaces_what_was_said_of_the_first(tmp_path: Path) -> Non
     (tmp_path / "base.yaml").write_text("stage: {kind: painter, unet: {channels: 8}}\n")
     (tmp_path / "child.yaml").write_text("extends: base.yaml\nstage: {kind: coder}\n")
     assert load_config(tmp_path / "child.yaml", Run).stage.kind == "coder"
+
+
+RECORDS = {"Lineage"}
+"""Classes of this kind that a run fills in itself: nobody sets their fields, and the page and registry take all."""
+
+
+def keys_of_configs() -> Iterator[tuple[str, str]]:
+    """(class, key) of everything that a config file may set."""
+    nodes = [node for module in modules().values() for node in ast.walk(module.tree)]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    def is_config(name: str) -> bool:
+        bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name)] if name in classes else []
+        return "Config" in bases or any(map(is_config, bases))
+
+    for name in sorted(set(filter(is_config, classes)) - RECORDS):
+        for statement in classes[name].body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                yield name, statement.target.id
+
+
+def test_no_key_is_parsed_and_ignored() -> None:
+    nodes = (node for module in modules().values() for node in ast.walk(module.tree))
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    keys = list(keys_of_configs())
+    assert len(keys) > 200 and [key for key in keys if key[1] not in read] == []

@@ -124,6 +124,13 @@ def test_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()))
+    missing = [f"{file}::{name}" for file, name in named if f"\ndef {name}(" not in (ROOT / file).read_text()]
+    assert not missing, f"{page.name} names no test of ours: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_running_text_exist(page: Path) -> None:
     for program, command in re.findall(r"`(tessera[a-z-]*) ([a-z-]+)[ `]", page.read_text()):
         known = importlib.import_module(f"{PROGRAMS[program]}.__main__").COMMANDS

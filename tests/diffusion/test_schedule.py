@@ -58,7 +58,14 @@ def test_alphas_cumprod_of_published_schedules(config: ScheduleConfig, table: di
 
 
 @pytest.mark.parametrize(
-    "config, smallest, largest", [(SD, 0.029167, 14.6146), (LDM_VQ, 0.038759, 83.8225), (DIT, 0.010001, 157.41)]
+    "config, smallest, largest",
+    [
+        (SD, 0.029167, 14.6146),
+        (LDM_VQ, 0.038759, 83.8225),
+        (INPAINT, 0.038759, 101.58),
+        (SUPER_RESOLUTION, 0.038759, 38.6590),
+        (DIT, 0.010001, 157.41),
+    ],
 )
 def test_sigma_range(config: ScheduleConfig, smallest: float, largest: float) -> None:
     sigma = build_schedule(config).snr.rsqrt()

@@ -25,6 +25,8 @@ VARIANTS = {
     "zero0": EngineConfig(zero_stage=0, clip_norm=CLIP),
     "zero1": EngineConfig(zero_stage=1, clip_norm=CLIP),
     "zero2": EngineConfig(zero_stage=2, clip_norm=CLIP),
+    # far below what a config may say, so that even this small net fills several buckets
+    "zero2_buckets": EngineConfig(zero_stage=2, clip_norm=CLIP).model_copy(update={"reduce_bucket_size": 50}),
     "zero3": EngineConfig(zero_stage=3, clip_norm=CLIP, persistence_threshold=0),
     "zero3_persistent": EngineConfig(zero_stage=3, clip_norm=CLIP, persistence_threshold=50),
 }

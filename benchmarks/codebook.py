@@ -8,10 +8,10 @@ before.
 import multiprocessing
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
+from benchmarks.memory import forget_peak, peak
 from benchmarks.race import Result, Side, Stopwatch, race
 from pipeline.quantizers.ema import EmaCodebookConfig, EmaQuantizer
 from pipeline.quantizers.gradient import GradientCodebookConfig, GradientQuantizer
@@ -21,7 +21,6 @@ SHAPES = [(1024, 16384, 8), (1024, 16384, 256), (4096, 8192, 3)]
 """(N, K, d)."""
 LARGE = (256, 262_144, 8)
 PICTURES = 4
-MIB = 1024.0
 
 Step = Callable[[], None]
 
@@ -116,15 +115,9 @@ def peak_mib(make: Callable[..., Step], shape: tuple[int, int, int]) -> float:
 def _peak(make: Callable[..., Step], shape: tuple[int, int, int]) -> float:
     torch.set_num_threads(1)
     step = make(*shape)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark begins anew, that of the imports is gone
-    before = _status_kib("VmRSS")
+    before = forget_peak()
     step()
-    return (_status_kib("VmHWM") - before) / MIB
-
-
-def _status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
+    return peak() - before
 
 
 def _side(name: str, step: Step) -> Side:

@@ -7,7 +7,6 @@ f8 autoencoder and open_clip's ViT-S-32-alt. Called by `python -m benchmarks`.
 """
 
 import multiprocessing
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.memory import forget_peak, peak
 from data_tools.precompute import LatentEncoder, PrecomputeConfig, precompute
 from pipeline.checkpoint.package import AUTOENCODER_KIND, load_package, save_package
 from pipeline.data.dataset import DataConfig
@@ -52,7 +52,7 @@ class Comparison:
     seconds: dict[str, float]
     """Processor time of a step."""
     megabytes: dict[str, float]
-    """Peak of the process' memory."""
+    """The most that the process has during the steps, the frozen networks with it, which previews need."""
     bytes_per_sample: dict[str, float]
     """Of the shards."""
     apart: float
@@ -99,6 +99,7 @@ def measure(folder: Path, url: str) -> tuple[float, float, list[float]]:
     stage = DiffusionStage(config, engine, OptimConfig(), process, 0, load_autoencoder(package))
     data = DataConfig(train=url, image_size=SIDE, num_lanes=8, num_decode_threads=1, crop="center")
     losses, spent = [], []
+    forget_peak()
     with Loader(url, data, 0, batch_size=BATCH) as loader:
         for step, batch in enumerate(islice(loader.batches(0), STEPS + 1)):
             began = time.process_time()
@@ -106,7 +107,7 @@ def measure(folder: Path, url: str) -> tuple[float, float, list[float]]:
             spent.append(time.process_time() - began)
             losses.append(float(loss))
     processes.finish()
-    return median(spent[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, losses
+    return median(spent[1:]), peak(), losses
 
 
 def _prepare(folder: Path) -> dict[str, str]:

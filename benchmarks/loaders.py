@@ -23,13 +23,18 @@ from PIL import Image
 SIDE = 256
 PACKAGES = {"webdataset": "webdataset", "streaming": "mosaicml-streaming", "litdata": "litdata",
             "energon": "megatron-energon"}  # fmt: skip
+MODULES = {"ours": "pipeline.data.loader", "webdataset": "webdataset", "streaming": "streaming", "litdata": "litdata",
+           "energon": "megatron.energon"}  # fmt: skip
 
 Rows = list[tuple[str, Any]]
 """Keys with pictures: a uint8 tensor [3, 256, 256], or bytes."""
 
 
 class Side(Protocol):
-    """One rank of one competitor."""
+    """One rank of one competitor; a group of several ranks has been made by the time it is opened.
+
+    It is opened with the states of all ranks of the run before it, in their order, or None.
+    """
 
     def batches(self) -> Iterator[Rows]:
         """From where it was opened."""
@@ -61,14 +66,14 @@ def collate(rows: Rows) -> Rows:
 class Ours:
     """Tessera, whose workers are threads."""
 
-    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, states: Any) -> None:
         from pipeline.data.dataset import DataConfig
         from pipeline.data.loader import Loader
 
         url = os.environ.get("LOADER_SHARDS", str(root / "shards"))
         config = DataConfig(train=url, num_lanes=48, block_samples=32, num_decode_threads=max(1, workers))
         self.loader = Loader(url, config, 0, rank, world, batch_size=batch)
-        self.seen, self.batch = state or 0, batch
+        self.seen, self.batch = states[0] if states else 0, batch
         if raw:
             self.loader._reader._decoder = _Raw()
 
@@ -102,13 +107,12 @@ class _Raw:
 class Webdataset:
     """webdataset has no state: what was seen is skipped, undecoded."""
 
-    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, states: Any) -> None:
         import webdataset
 
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
         urls = [str(path) for path in sorted((root / "shards").glob("*.tar"))]
         urls = os.environ["LOADER_URLS"].split("\n") if "LOADER_URLS" in os.environ else urls
-        self.steps, self.size = state or 0, batch // world
+        self.steps, self.size = states[0] if states else 0, batch // world
         dataset = webdataset.WebDataset(
             urls, shardshuffle=len(urls), seed=0, nodesplitter=webdataset.split_by_node, empty_check=False
         ).shuffle(1000, seed=0)
@@ -143,15 +147,12 @@ def _as_batches(samples: Any, size: int, raw: bool) -> Iterator[Rows]:
 class Streaming:
     """Mosaic's StreamingDataset with its loader, from its own format."""
 
-    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, states: Any) -> None:
         from pipeline.torchvision_shim import declare_missing_operators
 
         declare_missing_operators()
         streaming = import_module("streaming")
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        for module in ("streaming.base.dataset", "streaming.base.util"):
-            import_module(module).maybe_init_dist = lambda: False  # ranks take turns: there is none to wait for
-        import_module("streaming.base.util").clean_stale_shared_memory()
+        import_module("streaming.base.util").clean_stale_shared_memory()  # as its pages say of runs that were killed
         size = batch // world
 
         class Pictures(streaming.StreamingDataset):
@@ -162,25 +163,31 @@ class Streaming:
         dataset = Pictures(
             local=str(root / "mds"), shuffle=True, shuffle_seed=0, num_canonical_nodes=4, batch_size=size
         )
-        self.loader = streaming.StreamingDataLoader(dataset, batch_size=size, num_workers=workers, collate_fn=collate)
-        if state is not None:
-            self.loader.load_state_dict(state)
+        self.loader = streaming.StreamingDataLoader(dataset, batch_size=size, num_workers=workers, collate_fn=_columns)
+        if states is not None:
+            self.loader.load_state_dict(states[0])  # its pages save rank 0's
 
     def batches(self) -> Iterator[Rows]:
-        yield from self.loader
+        for batch in self.loader:
+            yield list(zip(batch["key"], batch["jpg"], strict=True))
 
     def state(self) -> Any:
         return self.loader.state_dict()
 
     def close(self) -> None:
         del self.loader
-        import_module("streaming.base.util").clean_stale_shared_memory()
+
+
+def _columns(rows: Rows) -> dict[str, Any]:
+    """Its loader counts samples by the length of a dict's first value."""
+    keys, pictures = zip(*collate(rows), strict=True)
+    return {"key": list(keys), "jpg": pictures}
 
 
 class Litdata:
     """litData's StreamingDataset with its loader, from its own format."""
 
-    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, states: Any) -> None:
         litdata = import_module("litdata")
 
         class Pictures(litdata.StreamingDataset):
@@ -189,12 +196,11 @@ class Litdata:
                 return row["key"], row["jpg"] if raw else cut(row["jpg"])
 
         dataset = Pictures(str(root / "lit"), shuffle=True, seed=0, drop_last=False)
-        dataset.distributed_env = import_module("litdata.utilities.env")._DistributedEnv(world, rank, 1)
         self.loader = litdata.StreamingDataLoader(
             dataset, batch_size=batch // world, num_workers=workers, collate_fn=collate, shuffle=True, drop_last=False
         )
-        if state is not None:
-            self.loader.load_state_dict(state)
+        if states is not None:
+            self.loader.load_state_dict(states[0])
 
     def batches(self) -> Iterator[Rows]:
         yield from self.loader
@@ -209,7 +215,7 @@ class Litdata:
 class Energon:
     """Megatron-Energon, from the same tars by the index that stands beside them."""
 
-    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, state: Any) -> None:
+    def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, states: Any) -> None:
         from pipeline.torchvision_shim import declare_missing_operators
 
         declare_missing_operators()
@@ -231,8 +237,8 @@ class Energon:
             max_samples_per_sequence=100, task_encoder=Pictures(), repeat=False, batch_drop_last=False,
         )  # fmt: skip
         self.loader = energon.get_savable_loader(dataset)
-        if state is not None:
-            self.loader.restore_state_rank(state)
+        if states is not None:
+            self.loader.restore_state_global(states)
 
     def batches(self) -> Iterator[Rows]:
         yield from self.loader

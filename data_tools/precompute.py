@@ -85,7 +85,10 @@ class LatentEncoder:
         if self._text is not None:
             states = self._text.encode(batch.captions).float().cpu().numpy().astype(self._dtype)  # [B, T, D]
         for row, latent in enumerate(self(batch.images)):
-            yield {LATENT: array_bytes(latent)} | ({} if states is None else {TEXT_STATES: array_bytes(states[row])})
+            arrays = {LATENT: array_bytes(latent)}
+            if states is not None:
+                arrays[TEXT_STATES] = array_bytes(states[row][states[row].any(axis=1)])  # no masked padding
+            yield arrays
 
 
 def precompute(

@@ -21,6 +21,9 @@ from fsspec.core import url_to_fs
 from pipeline.config import UserError
 from pipeline.retry import patiently
 
+NUM_CONNECTIONS = 64
+"""Requests to S3 under way at once; botocore's own limit of ten would hold back `data.num_fetch_threads`."""
+
 
 def is_local(url: str | Path) -> bool:
     """True for a plain path or a file:// URL."""
@@ -43,8 +46,12 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UserError: unknown protocol, or a protocol whose package is not installed.
     """
+    options: dict[str, Any] = {}
+    if str(url).startswith(("s3://", "s3a://")):
+        told = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options = {"config_kwargs": {"max_pool_connections": NUM_CONNECTIONS} | told}
     try:
-        fs, path = url_to_fs(str(url))
+        fs, path = url_to_fs(str(url), **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"{url}: {error}") from None
     return fs, str(path)
@@ -75,8 +82,9 @@ def read_bytes(url: str | Path) -> bytes:
         UserError: the storage cannot be asked at all, as without credentials or with a wrong endpoint.
     """
     fs, path = filesystem(url)
+    whole = {"max_concurrency": 1} if "s3" in fs.protocol else {}  # one GET: by default it asks for the size first
     with _told(url):
-        return bytes(fs.cat_file(path))
+        return bytes(fs.cat_file(path, **whole))
 
 
 def read_json(url: str | Path) -> Any:

@@ -20,6 +20,10 @@ class FaultyProxy:
     num_faults: int = 0
     num_met: int = 0
     """Faults that happened."""
+    num_connections: int = 0
+    """Connections that clients made."""
+    methods: list[bytes] = field(default_factory=list)
+    """Of all requests."""
     delay_seconds: float = 0.0
     """How long each request is on its way: the latency of a store that is far away."""
     _listener: socket.socket = field(init=False)
@@ -49,6 +53,7 @@ class FaultyProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.num_connections += 1
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _meets_fault(self, size: int, least: int) -> bool:
@@ -70,6 +75,8 @@ class FaultyProxy:
             while piece := source.recv(1 << 16):
                 num_passed += len(piece)
                 upload = cut == "cut upload"
+                if upload and piece.startswith((b"GET ", b"HEAD ")):
+                    self.methods.append(piece.split()[0])
                 if upload and self.fault == "503" and self._meets_fault(1, 0):
                     source.sendall(BUSY)
                     break

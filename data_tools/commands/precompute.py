@@ -34,6 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar=("NAME", "WEIGHTS", "LAYER"),
         help="store the captions' states of this frozen tower too: as stage.text of the second stage's config",
     )
+    add(
+        "--mask-padding",
+        action="store_true",
+        help="store no states behind a caption's end: with stage.text.mask_padding of the second stage's config",
+    )
     add("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -51,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
     rank, world_size, local_rank = (_environment(name, default) for name, default in _PLACE.items())
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     text = None
+    if args.mask_padding and not args.text:
+        raise UserError("--mask-padding: there are no text states without --text NAME WEIGHTS LAYER")
     if args.text:
-        fields = dict(zip(("name", "weights", "layer"), args.text, strict=True))
+        fields = dict(zip(("name", "weights", "layer"), args.text, strict=True)) | {"mask_padding": args.mask_padding}
         text = build_text_tower(parse_config(fields, PretrainedTextConfig, source="--text"))
     encoder = LatentEncoder(load_package(resolve(args.model)), config, device, text)
     summary = precompute(encoder, args.data, args.out, config, rank, world_size)

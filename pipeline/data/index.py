@@ -37,6 +37,10 @@ class ByteRange:
     wanted: tuple[int, ...] | None = None
     """Places among the samples of the range; None is all."""
 
+    def follows(self, other: "ByteRange") -> bool:
+        """It begins where `other` ends."""
+        return (self.url, self.start) == (other.url, other.stop)
+
 
 class ShardTable:
     """The shards of one or several datasets on the axis of sample ids.
@@ -105,6 +109,11 @@ class BlockIndex:
     def place_in_block(self, place: int) -> int:
         """Number of a place among those of its block."""
         return place % self._block_samples
+
+    def shard_of(self, block: int) -> int:
+        """Number of the shard that holds the first sample of a block."""
+        place = block * self._block_samples
+        return self.shards.shard_of(int(self._plan.axis_of(place).ids(np.array([place]))[0]))
 
     def ranges(self, block: int) -> list[ByteRange]:
         """The byte ranges of a block, in the order of its places.

@@ -1,7 +1,8 @@
 """Latent datasets: the stamp that says which autoencoder made them, and the decoder of their samples.
 
 A latent shard mirrors an images shard: same name, keys and order, members `{key}.json`, `{key}.npy` (the latent before
-quantisation, not normalised), `{key}.txt` and, with a frozen text tower, `{key}.text.npy`. Written by
+quantisation, not normalised), `{key}.txt` and, with a frozen text tower, `{key}.text.npy` (the states of its caption,
+without those of padding where the tower masks it). Written by
 `data_tools.precompute`, read by the loader, which refuses latents of another autoencoder.
 """
 
@@ -112,8 +113,17 @@ class LatentDecoder:
         for row, sample in zip(latents, samples, strict=True):
             row[...] = sample.array
         states = [sample.text_states for sample in samples if sample.text_states is not None]
-        text = torch.from_numpy(np.stack(states).astype(np.float32)) if states else None  # [B, T, D]
+        text = _padded(states) if states else None  # [B, T, D]
         return Arrays(latents=torch.from_numpy(latents), text_states=text)  # [B, C, h, w]
+
+
+def _padded(states: Sequence[np.ndarray]) -> torch.Tensor:
+    """float32 [B, T, D], T of the longest caption; zeros behind the end of the others."""
+    longest = max(len(rows) for rows in states)
+    whole = np.zeros((len(states), longest, states[0].shape[1]), dtype=np.float32)
+    for place, rows in zip(whole, states, strict=True):
+        place[: len(rows)] = rows
+    return torch.from_numpy(whole)
 
 
 def array_bytes(array: np.ndarray) -> bytes:
@@ -134,7 +144,7 @@ def parse_array(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype=dtype, offset=header_stop).reshape(shape)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     """Type and shape from the header of a version 1 npy file."""
     file = io.BytesIO(header)

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
@@ -62,7 +63,7 @@ class ReadAhead(Iterator[Batch]):
             daemon=True,
         )
         thread.start()
-        self.close = weakref.finalize(self, _end, stop, thread)
+        self.close = weakref.finalize(self, _end, stop, thread, self._ready)
         """Ends the thread and waits for it; may be called again."""
 
     def __next__(self) -> Batch:
@@ -96,14 +97,16 @@ def _produce(
     """Body of the thread: keep `num_fetches` batches planned, read the oldest, hand it over."""
     planned: deque[Slots] = deque()
     last: _Item = None
+    ahead = 1  # the first batch does not wait for the blocks of later ones
     try:
         while not stop.is_set():
-            for slots in islice(plan, num_fetches - len(planned)):
+            for slots in islice(plan, ahead - len(planned)):
                 reader.prefetch(slots)
                 planned.append(slots)
             if not planned:
                 break
             _hand_over(reader.read(planned.popleft(), substitute), ready, stop)
+            ahead = num_fetches
     except Exception as error:  # whatever it is, it belongs to the consumer
         last = error
     _hand_over(last, ready, stop)
@@ -118,8 +121,11 @@ def _hand_over(item: _Item, ready: _Handover, stop: threading.Event) -> None:
             continue
 
 
-def _end(stop: threading.Event, thread: threading.Thread) -> None:
-    """Tell the thread to end and wait until it has."""
+def _end(stop: threading.Event, thread: threading.Thread, ready: _Handover) -> None:
+    """Tell the thread to end, make room where it may be waiting for some, and wait until it has."""
     stop.set()
+    with suppress(queue.Empty):
+        while True:
+            ready.get_nowait()
     if thread is not threading.current_thread():
         thread.join()

@@ -77,6 +77,8 @@ def write_compvis(package: Package, folder: Path) -> None:
     config, model, _ = load_latent_diffusion(package)
     first = package.autoencoder
     assert first is not None
+    if config.text.mask_padding:
+        raise UserError(f"{package.folder}: text.mask_padding has no place in CompVis' UNet")
     if config.unet.position_code:
         raise UserError(f"{package.folder}: unet.position_code has no place in CompVis' UNet; export it to diffusers")
     if config.unet.num_groups != COMPVIS_GROUPS:
@@ -94,6 +96,8 @@ def _refuse(config: LatentDiffusionConfig, package: Package) -> None:
     """What the pipeline cannot sample as we do."""
     if config.condition is not None:
         raise UserError(f"{package.folder}: a model with condition {config.condition.kind} has no diffusers format")
+    if config.text.mask_padding:
+        raise UserError(f"{package.folder}: text.mask_padding has no diffusers format; export it without --format")
     kind, prediction = config.objective.schedule.kind, config.objective.prediction
     if kind not in _BETAS or prediction not in _PREDICTIONS:
         raise UserError(

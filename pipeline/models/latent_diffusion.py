@@ -49,7 +49,8 @@ class LatentDiffusion(nn.Module):
 
 def build_unet(config: LatentDiffusionConfig) -> UNet:
     """The UNet, with an input for the condition where there is one."""
-    return UNet(config.unet, num_channels(config.condition, config.unet.latent_channels))
+    channels = num_channels(config.condition, config.unet.latent_channels)
+    return UNet(config.unet, channels, config.text.mask_padding)
 
 
 def build_latent_diffusion(config: LatentDiffusionConfig, seed: int) -> tuple[LatentDiffusion, TextTower]:

@@ -3,6 +3,8 @@
 Two kinds behind one face: a small tower trained together with the UNet, and a frozen pretrained one, known by its
 open_clip name. Both are open_clip's TextTransformer (the CLIP tower of arXiv 2103.00020) with CLIP's tokenizer of 49408
 tokens. The null prompt of classifier-free guidance is the encoding of the empty caption, in training as in sampling.
+States behind a caption's end depend on the caption, and SD's UNet sees them; with `mask_padding` they are zeros, which
+the UNet's attention passes over, so that stored states need not hold them.
 Built by `pipeline.stages.diffusion`, `pipeline.generate` and latent precomputation.
 """
 
@@ -34,6 +36,8 @@ class TrainableTextConfig(Config):
     """Attention heads; they divide the width."""
     context_length: int = Field(default=77, gt=2)
     """Tokens of a caption with its start and end; longer captions are cut, shorter ones padded."""
+    mask_padding: bool = False
+    """Hide the places behind a caption's end from the UNet."""
 
 
 class PretrainedTextConfig(Config):
@@ -47,6 +51,8 @@ class PretrainedTextConfig(Config):
     """open_clip tag of the weights, or the path of a local checkpoint of the whole CLIP model."""
     layer: Literal["last", "penultimate"] = "penultimate"
     """Which layer's output is taken, before the final normalisation (SD1: last, SD2: penultimate)."""
+    mask_padding: bool = False
+    """Hide the places behind a caption's end from the UNet, and store no states of them; SD1 and SD2 show them."""
 
 
 TextConfig = Annotated[TrainableTextConfig | PretrainedTextConfig, Field(discriminator="kind")]
@@ -55,12 +61,15 @@ TextConfig = Annotated[TrainableTextConfig | PretrainedTextConfig, Field(discrim
 class TextTower(nn.Module):
     """Tokenizer and transformer; `width` and `context_length` are those of its states [B, T, D]."""
 
-    def __init__(self, transformer: Any, tokenizer: Callable[..., Tensor], layer: int, frozen: bool) -> None:
+    def __init__(
+        self, transformer: Any, tokenizer: Callable[..., Tensor], layer: int, frozen: bool, mask_padding: bool = False
+    ) -> None:
         super().__init__()
         self.transformer = transformer
         self.frozen = frozen
         self.tokenizer = tokenizer
         self.layer = layer
+        self.mask_padding = mask_padding
         if frozen:
             self.requires_grad_(False).eval()
 
@@ -79,7 +88,10 @@ class TextTower(nn.Module):
         return self.tokenizer(list(captions), context_length=self.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token numbers [B, T] -> normalised states [B, T, D]; no gradient through a frozen tower."""
+        """Token numbers [B, T] -> normalised states [B, T, D]; no gradient through a frozen tower.
+
+        With `mask_padding`, zeros behind the end of the caption, whose token has the largest number.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             output: dict[str, list[Tensor]] = self.transformer.forward_intermediates(
                 tokens,
@@ -89,7 +101,11 @@ class TextTower(nn.Module):
                 intermediates_only=True,
                 output_fmt="NLC",
             )
-        return output["text_intermediates"][0]  # [B, T, D]
+        states = output["text_intermediates"][0]  # [B, T, D]
+        if not self.mask_padding:
+            return states
+        behind = torch.arange(tokens.shape[1], device=tokens.device) > tokens.argmax(dim=1, keepdim=True)  # [B, T]
+        return states.masked_fill(behind[..., None], 0.0)  # [B, T, D]
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """States of the captions [B, T, D] on the tower's device."""
@@ -102,7 +118,7 @@ class TextTower(nn.Module):
 
     def digest(self) -> str:
         """sha256 of the weights: stored text states are valid for a tower of this digest only."""
-        total = hashlib.sha256(f"layer {self.layer}".encode())
+        total = hashlib.sha256(f"layer {self.layer}{' masked' if self.mask_padding else ''}".encode())
         for name, tensor in sorted(self.transformer.state_dict().items()):
             total.update(name.encode())
             total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -140,7 +156,7 @@ def _trainable(config: TrainableTextConfig) -> TextTower:
     # start (0.02 and 0.01) is far below what its first layer adds, which leaves every state the same mixture of words.
     nn.init.normal_(transformer.token_embedding.weight)
     nn.init.normal_(transformer.positional_embedding, std=0.5)
-    return TextTower(transformer, tokenizer, layer=config.num_layers - 1, frozen=False)
+    return TextTower(transformer, tokenizer, config.num_layers - 1, frozen=False, mask_padding=config.mask_padding)
 
 
 def _pretrained(config: PretrainedTextConfig) -> TextTower:
@@ -158,4 +174,6 @@ def _pretrained(config: PretrainedTextConfig) -> TextTower:
         raise UserError(f"text.name: the text tower of {config.name!r} is not CLIP's; choose e.g. ViT-H-14")
     num_layers = int(model.text.transformer.layers)
     layer = num_layers - 1 if config.layer == "last" else num_layers - 2
-    return TextTower(model.text, open_clip.get_tokenizer(config.name), layer=layer, frozen=True)
+    return TextTower(
+        model.text, open_clip.get_tokenizer(config.name), layer, frozen=True, mask_padding=config.mask_padding
+    )

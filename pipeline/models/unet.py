@@ -22,6 +22,7 @@ from pipeline.models.unet_blocks import (
     GroupNorm,
     ResBlock,
     SpatialTransformer,
+    TransformerBlock,
     Upsample,
     timestep_embedding,
     zeroed,
@@ -131,12 +132,13 @@ class UNet(nn.Module):
     Args:
         config: the shape.
         condition_channels: channels that stand behind those of the noised latent in the input, not in the output.
+        mask_padding: text states that are zero throughout have no influence.
     """
 
     down: Sequence[Level]
     up: Sequence[Level]
 
-    def __init__(self, config: UNetConfig, condition_channels: int = 0) -> None:
+    def __init__(self, config: UNetConfig, condition_channels: int = 0, mask_padding: bool = False) -> None:
         super().__init__()
         self.config = config
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
@@ -154,6 +156,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_way_up(config, widths, skips))  # type: ignore[assignment]
         self.norm_out = GroupNorm(config.num_groups, widths[0], eps=1e-5)
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.latent_channels, 3, padding=1))
+        for module in self.modules():
+            if isinstance(module, TransformerBlock):
+                module.cross_attention.skip_zeros = mask_padding
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Noised latent and condition `x` [B, C + K, H, W], `t` [B], text states `context` [B, T, D] -> [B, C, H, W].

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pipeline.config import UserError
 from pipeline.data.batch import Batch
@@ -58,7 +59,8 @@ class Inputs:
         if batch.text_states is None:
             return self.text.encode(captions)  # [B, T, D]
         mask = torch.tensor(dropped)[:, None, None].to(self.device, non_blocking=True)  # [B, 1, 1]
-        states = batch.text_states.to(self.device, non_blocking=True)  # [B, T, D]
+        stored = batch.text_states.to(self.device, non_blocking=True)  # [B, up to T, D]
+        states = pad(stored, (0, 0, 0, self.text.context_length - stored.shape[1]))  # [B, T, D]
         return torch.where(mask, self.text.encode([NULL_PROMPT]).to(states), states)  # [B, T, D]
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """The loader on a real S3 server that breaks: the same stream as from a disk, or an end with the object's name."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +11,7 @@ from pipeline import retry, storage
 from pipeline.config import UserError
 from pipeline.data.dataset import DataConfig
 from pipeline.data.loader import Loader
+from pipeline.data.ranged import RangedReader
 from tests.data.small_shards import write_pictures
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3_server import S3Server
@@ -78,6 +80,23 @@ def test_a_store_that_stays_away_ends_the_run_with_the_object(
             with pytest.raises(OSError, match=r"shards/0000\d.tar: the store failed 8 times, the last time with"):
                 for _ in islice(loader.batches(), 30):
                     pass
+
+
+def test_a_whole_object_is_one_request_and_every_thread_has_a_connection(
+    bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    with FaultyProxy(s3.ports["proxy"], delay_seconds=0.5) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert len(storage.read_bytes(f"{bucket}/00000.tar.idx")) == 8 * 13
+        assert proxy.methods == [b"GET"]
+        ranged = RangedReader()
+        with ThreadPoolExecutor(24) as pool:
+            parts = list(pool.map(lambda n: ranged.read(f"{bucket}/00000.tar", n, n + 512), range(0, 24 * 512, 512)))
+        assert b"".join(parts) == storage.read_bytes(f"{bucket}/00000.tar")[: 24 * 512]
+        assert proxy.num_connections >= 20
 
 
 def replace(url: str) -> None:

@@ -185,22 +185,25 @@ def test_wrong_use_is_one_line(tmp_path):
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
 
 
-def frozen_tower(seed=0):
+def frozen_tower(seed=0, mask_padding=False):
     """A tower as a pretrained one is, but small and with random weights."""
     torch.manual_seed(seed)
     tower = build_text_tower(TrainableTextConfig(width=16, num_layers=2, num_heads=2, context_length=12))
-    return TextTower(tower.transformer, tower.tokenizer, layer=0, frozen=True)
+    return TextTower(tower.transformer, tower.tokenizer, layer=0, frozen=True, mask_padding=mask_padding)
 
 
-def test_stored_text_states_are_what_training_would_encode(places, tmp_path):
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_stored_text_states_are_what_training_would_encode(places, tmp_path, mask_padding):
     package, data = places
-    config, tower = PrecomputeConfig(batch_size=5), frozen_tower()
+    config, tower = PrecomputeConfig(batch_size=5), frozen_tower(mask_padding=mask_padding)
     precompute(LatentEncoder(package, config, CPU, tower), data, str(tmp_path / "both"), config)
     stamp = read_stamp(load_manifest(str(tmp_path / "both")), "both")
     assert stamp.text_digest == tower.digest()
     with OrderedReader(str(tmp_path / "both"), DataConfig(train=""), batch_size=7) as reader:
         batches = list(reader.batches())
     assert sum(len(batch.captions) for batch in batches) == sum(COUNTS)
+    lengths = {batch.text_states.shape[1] for batch in batches}
+    assert max(lengths) <= 5 if mask_padding else lengths == {12}  # start, "caption", a number, end
     autoencoder = load_autoencoder(package)
     for batch in batches:
         inputs = Inputs(tower, autoencoder, None, Draws(0))

@@ -39,6 +39,7 @@ CONFIGS = {
     "linear, with places": BASE.model_copy(update={"unet": PLACES}),
     "shifted, guided in an interval": BASE.model_copy(update={"objective": SHIFTED, "sampling": INTERVAL}),
 }
+MASKED = BASE.model_copy(update={"text": CONFIG.text.model_copy(update={"mask_padding": True})})
 COMPVIS_UNET = CONFIG.unet.model_copy(update={"channels": 32, "num_groups": 32})
 PLAIN_CODES = GradientCodebookConfig(num_codes=16, cosine=False)
 COMPVIS_FIRST = AUTOENCODER.model_copy(update={"channels": 32, "norm_groups": 32, "quantizer": PLAIN_CODES})
@@ -127,6 +128,7 @@ def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
         (BASE.model_copy(update={"unet": COMPVIS_UNET}), AUTOENCODER, "norm_groups"),
         (BASE, COMPVIS_FIRST, "unet.num_groups is 8"),
         (CONFIGS["linear, with places"], COMPVIS_FIRST, "position_code"),
+        (MASKED, COMPVIS_FIRST, "text.mask_padding"),
     ],
 )
 def test_what_compvis_cannot_build_is_refused(
@@ -163,6 +165,7 @@ def test_a_frozen_tower_is_written_up_to_its_layer(tmp_path: Path, layer: Litera
     "change, word",
     [
         ({"condition": UpscaleConfig()}, "upscale"),
+        ({"text": MASKED.text}, "text.mask_padding"),
         ({"objective": ObjectiveConfig(prediction="flow", schedule=ScheduleConfig(kind="flow"))}, "flow"),
     ],
 )

@@ -67,6 +67,15 @@ def test_a_frozen_tower_neither_learns_nor_leaves_evaluation(tower: TextTower) -
         tower.requires_grad_(True).train()
 
 
+def test_masked_padding_is_zero_behind_the_end_alone(tower: TextTower) -> None:
+    masked = TextTower(tower.transformer, tower.tokenizer, tower.layer, frozen=False, mask_padding=True)
+    captions = [CAPTION, NULL_PROMPT, "red " * 50]
+    whole, kept = tower.encode(captions), masked.encode(captions)
+    for row, length in enumerate((13, 2, 20)):
+        assert torch.equal(kept[row, :length], whole[row, :length]) and not kept[row, length:].any()
+    assert masked.digest() != tower.digest()
+
+
 def test_digest_knows_the_weights(tower: TextTower) -> None:
     before = tower.digest()
     with torch.no_grad():

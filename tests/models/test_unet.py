@@ -117,6 +117,18 @@ def test_every_input_matters_and_samples_do_not_mix() -> None:
     assert not torch.allclose(other[1], out[1])
 
 
+def test_masked_padding_has_no_influence_and_is_seen_without_the_mask() -> None:
+    plain, masked = randomised(SMALL), UNet(SMALL, mask_padding=True)
+    masked.load_state_dict(plain.state_dict())
+    x, t, context = inputs()
+    longer = torch.nn.functional.pad(context, (0, 0, 0, 3))  # [2, 8, 12]
+    torch.testing.assert_close(masked(x, t, longer), plain(x, t, context))
+    assert (plain(x, t, longer) - plain(x, t, context)).abs().max() > 1e-3
+    longer.requires_grad_()
+    masked(x, t, longer).square().mean().backward()
+    assert not longer.grad[:, 5:].any() and longer.grad[:, :5].any(dim=2).all()
+
+
 def test_group_norm_is_float32_inside() -> None:
     norm = GroupNorm(2, 8)
     x = (100 + torch.randn(2, 8, 4, 4)).bfloat16()

@@ -7,14 +7,15 @@ opened: they live in an environment of their own, whose versions of other packag
 import io
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -64,14 +65,22 @@ def collate(rows: Rows) -> Rows:
 
 
 class Ours:
-    """Tessera, whose workers are threads."""
+    """Tessera, whose workers are threads.
+
+    From S3 in blocks of 3 MB, as its page has it, of which 16 are mixed: about as many samples as in the buffers of
+    webdataset's two workers.
+    """
+
+    LOCAL: ClassVar[dict[str, int]] = {"num_lanes": 48, "block_samples": 32}
+    REMOTE: ClassVar[dict[str, int]] = {"num_lanes": 16, "block_samples": 128, "fetch_ahead_batches": 64}
 
     def __init__(self, root: Path, raw: bool, rank: int, world: int, workers: int, batch: int, states: Any) -> None:
         from pipeline.data.dataset import DataConfig
         from pipeline.data.loader import Loader
 
         url = os.environ.get("LOADER_SHARDS", str(root / "shards"))
-        config = DataConfig(train=url, num_lanes=48, block_samples=32, num_decode_threads=max(1, workers))
+        recipe = self.REMOTE if "LOADER_SHARDS" in os.environ else self.LOCAL
+        config = DataConfig(train=url, num_decode_threads=max(1, workers), **recipe)
         self.loader = Loader(url, config, 0, rank, world, batch_size=batch)
         self.seen, self.batch = states[0] if states else 0, batch
         if raw:
@@ -234,7 +243,7 @@ class Energon:
         where = energon.WorkerConfig(rank=rank, world_size=world, num_workers=workers)
         dataset = energon.get_train_dataset(
             str(root / "shards"), worker_config=where, batch_size=batch // world, shuffle_buffer_size=1000,
-            max_samples_per_sequence=100, task_encoder=Pictures(), repeat=False, batch_drop_last=False,
+            max_samples_per_sequence=100, task_encoder=Pictures(),
         )  # fmt: skip
         self.loader = energon.get_savable_loader(dataset)
         if states is not None:
@@ -256,5 +265,10 @@ SIDES: dict[str, type] = {
 
 
 def title(name: str) -> str:
-    """With its version."""
-    return name if name == "ours" else f"{PACKAGES[name]} {version(PACKAGES[name])}"
+    """With its version, of the interpreter that has it."""
+    if name == "ours":
+        return name
+    program = f"from importlib.metadata import version; print(version({PACKAGES[name]!r}))"
+    python = os.environ.get("PEERS_PYTHON", sys.executable)
+    found = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+    return f"{PACKAGES[name]} {found.stdout.strip()}"

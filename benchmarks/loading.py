@@ -57,7 +57,8 @@ def prepare(root: Path, num: int) -> None:
     pictures = root / "pictures"
     for path in write_photos(pictures, num, SIDE + SIDE // 4):
         cv2.imwrite(str(path), cv2.imread(str(path))[:SIDE], [cv2.IMWRITE_JPEG_QUALITY, 90])
-    shard = ["shard", str(pictures), "--out", str(root / "shards"), "--samples-per-shard", str(num // 12)]
+    per_shard = -(-num // (12 * 256)) * 256  # twelve shards or one less, of whole blocks
+    shard = ["shard", str(pictures), "--out", str(root / "shards"), "--samples-per-shard", str(per_shard)]
     subprocess.run([sys.executable, "-m", "data_tools", *shard], check=True, stdout=subprocess.DEVNULL)
     program = "from benchmarks.loading import convert; import sys; convert(sys.argv[1])"
     subprocess.run([os.environ["PEERS_PYTHON"], "-c", program, str(root)], check=True)

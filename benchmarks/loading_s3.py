@@ -1,9 +1,9 @@
 """The race of loaders from an S3 server on the loopback, each request 30 ms on its way.
 
-    PEERS_PYTHON=... python -m benchmarks.loading_s3 [FOLDER] [ROUNDS]
+    PEERS_PYTHON=... python -m benchmarks.loading_s3 [FOLDER] [NUM] [ROUNDS]
 
-FOLDER is that of `benchmarks.loading`. The server is OpenStack Swift; its own CPU time does not count. webdataset reads
-through curl, as its documentation has it; the other peers keep copies on disk and are not raced here.
+FOLDER is as that of `benchmarks.loading`. The server is OpenStack Swift; its own CPU time does not count. webdataset
+reads through curl, as its documentation has it; the other peers keep copies on disk and are not raced here.
 """
 
 import os
@@ -27,8 +27,9 @@ BUCKET = "race"
 def main() -> None:
     """Upload, all rounds, a table."""
     root = Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp(prefix="loading-"))
-    rounds = int(sys.argv[2]) if sys.argv[2:] else 5
-    prepare(root, 3000)
+    wanted = int(sys.argv[2]) if sys.argv[2:] else 12000
+    rounds = int(sys.argv[3]) if sys.argv[3:] else 5
+    prepare(root, wanted)
     num = len(list((root / "pictures").glob("*.jpg")))
     with tempfile.TemporaryDirectory() as folder:
         server = start(Path(folder))

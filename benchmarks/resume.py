@@ -36,7 +36,9 @@ from benchmarks.loaders import MODULES, SIDES, title
 from benchmarks.loading import prepare
 from pipeline.torchvision_shim import declare_missing_operators
 
-BATCH, RANKS, WORKERS = 40, 2, 2
+BATCH, RANKS, WORKERS = 60, 2, 2
+"""Divides the samples of every rank and worker."""
+ENDLESS = ("ours", "energon")
 TIMED = 5
 PATIENCE_SECONDS = 90
 """A run that takes longer hangs."""
@@ -54,7 +56,7 @@ def main() -> None:
         python = sys.executable if name == "ours" else os.environ.get("PEERS_PYTHON", sys.executable)
         program = "from benchmarks.resume import side; import sys; side(*sys.argv[1:])"
         done = subprocess.run([python, "-c", program, name, str(root)], capture_output=True, text=True, check=False)
-        print(f"\n{name if name == 'ours' else title(name)}", flush=True)
+        print(f"\n{title(name)}", flush=True)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         for row in rows:
             print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -67,21 +69,27 @@ def side(name: str, root: str) -> None:
     declare_missing_operators()
     import_module(MODULES[name])
     total = num_pictures(root)
-    whole, _ = served(name, root, RANKS, WORKERS, None, None)
+    num_steps = total // BATCH
+    whole, _ = served(name, root, RANKS, WORKERS, None, rest_of(name, num_steps))
     print(json.dumps({"ranks": RANKS, "workers": WORKERS, "not killed": True} | exactness(whole, total)), flush=True)
-    at = random.Random(7).randrange(10, total // BATCH - 10)
+    at = random.Random(7).randrange(10, num_steps - 10)
     begun, states = served(name, root, RANKS, WORKERS, None, at)
     for world in (1, 2, 4):
         for workers in (0, 2):
             row: dict[str, Any] = {"ranks": world, "workers": workers}
             try:
-                rest, _ = served(name, root, world, workers, states, None)
+                rest, _ = served(name, root, world, workers, states, rest_of(name, num_steps - at))
                 row |= exactness(begun + rest, total)
                 row["same batches"] = [sorted(step) for step in begun + rest] == [sorted(step) for step in whole]
             except RefusedError as error:  # a result too
                 row["refused"] = str(error)
             print(json.dumps(row), flush=True)
     print(json.dumps(first_batches(name, root, total)), flush=True)
+
+
+def rest_of(name: str, num_steps: int) -> int | None:
+    """How many steps to take until the end of the epoch; None for a loader that ends there itself."""
+    return num_steps if name in ENDLESS else None
 
 
 def exactness(steps: list[list[str]], total: int) -> dict[str, int]:
@@ -151,8 +159,6 @@ def run_rank(
         if world > 1:
             distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE_SECONDS))
         opened = SIDES[name](Path(root), True, rank, world, workers, BATCH, states)
-        if limit is None and name == "ours":  # whose batches are endless
-            limit = (num_pictures(root) - opened.seen) // BATCH
         batches = opened.batches()  # kept: some loaders forget their state with their iterator
         steps = [[key for key, _ in rows] for rows in islice(batches, limit)]
         end.send((steps, opened.state()))

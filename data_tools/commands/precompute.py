@@ -2,7 +2,7 @@
 
 The latent shards have the names, keys and order of the picture shards, and a stamp that says which autoencoder made
 them; training refuses latents of another one. The same command again goes on where it stopped. Under torchrun, or in a
-Slurm array with RANK and WORLD_SIZE set, every process takes its share of the shards and the GPU of its LOCAL_RANK.
+Slurm array (`tessera-launch array`), every process takes its share of the shards and the GPU of its LOCAL_RANK.
 
 Example:
   tessera-data precompute --model runs/vq --data shards --out latents

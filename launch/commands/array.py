@@ -2,9 +2,11 @@
 
 Example:
     tessera-launch array --parts 64 --folder runs/shard-web -- shard urls.parquet --out s3://bucket/shards --size 512
+    tessera-launch array --parts 16 --folder runs/encode --sbatch=--gpus=1 -- \\
+        precompute --model models:/vq-autoencoder@champion --data s3://bucket/shards --out s3://bucket/latents
 
-Behind `--` stands a command of tessera-data that knows --shard-range and --num-workers. The part that ends last
-writes the manifest.
+Behind `--` stands `shard` or `precompute` of tessera-data with its arguments. The part that ends last writes the
+manifest.
 """
 
 import argparse
@@ -19,8 +21,17 @@ from pipeline import storage
 from pipeline.command_line import EXIT_DONE
 from pipeline.config import UserError
 
-SPREADS = ("shard",)
-"""Commands of tessera-data that know --shard-range."""
+SPREADS = {
+    "shard": (
+        "OMP_NUM_THREADS=1",  # it brings a process for each core
+        '--shard-range "$SLURM_ARRAY_TASK_ID/{parts}" --num-workers "$SLURM_CPUS_PER_TASK"',
+    ),
+    "precompute": (
+        'RANK="$SLURM_ARRAY_TASK_ID" WORLD_SIZE={parts} OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"',
+        "",
+    ),
+}
+"""Commands of tessera-data: the variables and the arguments by which a task of the array takes its share."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     folder = args.folder.absolute()
     check_directives(folder, args.sbatch)
     values = {"name": folder.name, "parts": args.parts, "at_once": args.at_once, "cpus": args.cpus, "folder": folder}
-    script = render_template("array.sbatch", **values, options=args.sbatch, words=shlex.join(words))
+    variables, share = (text.format(parts=args.parts) for text in SPREADS[words[0]])
+    values |= {"options": args.sbatch, "variables": variables, "words": f"{shlex.join(words)} {share}".rstrip()}
+    script = render_template("array.sbatch", **values)
     if args.dry_run:
         print(script, end="")
         return EXIT_DONE

@@ -113,9 +113,15 @@ def test_array_of_a_data_tool(
     assert launch(monkeypatch, *ARRAY, "--dry-run", "--", "shard", "a b.csv", "--out", "shards") == 0
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-3%2\n" in script and "-m data_tools shard 'a b.csv' --out shards" in script
+    assert '--shard-range "$SLURM_ARRAY_TASK_ID/4" --num-workers "$SLURM_CPUS_PER_TASK"\n' in script
+    assert (
+        launch(monkeypatch, *ARRAY, "--dry-run", "--", "precompute", "--model", "m", "--data", "d", "--out", "o") == 0
+    )
+    assert 'export RANK="$SLURM_ARRAY_TASK_ID" WORLD_SIZE=4 OMP' in (script := capsys.readouterr().out)
+    assert "-m data_tools precompute --model m --data d --out o\n" in script
     assert not list(tmp_path.iterdir())
     assert launch(monkeypatch, *ARRAY, "--", "report", "shards") == 2
-    assert "after -- give shard with its arguments" in capsys.readouterr().err
+    assert "after -- give shard or precompute with its arguments" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,7 +132,8 @@ def test_a_part_that_fails_is_queued_again(tool: str, starts: int, again: bool, 
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     values = {"name": "web", "parts": 4, "at_once": None, "cpus": 3, "folder": tmp_path, "options": []}
-    script = render_template("array.sbatch", **values, words="shard in --out shards")
+    words = 'shard in --out shards --shard-range "$SLURM_ARRAY_TASK_ID/4" --num-workers "$SLURM_CPUS_PER_TASK"'
+    script = render_template("array.sbatch", **values, variables="OMP_NUM_THREADS=1", words=words)
     script = script.replace(sys.executable, str(tmp_path / "python"))
     slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_ID": "7"}
     slurm["SLURM_RESTART_COUNT"] = str(starts)

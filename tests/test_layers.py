@@ -150,6 +150,12 @@ def test_no_vague_file_names() -> None:
     violations("say what it holds", [n for n in modules() if VAGUE_NAMES & set(n.split("."))])
 
 
+def test_no_two_test_files_of_one_name() -> None:
+    """pytest imports them by that name alone, and two of them end the collection of all."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    violations("rename one", sorted({name for name in names if names.count(name) > 1}))
+
+
 @pytest.mark.parametrize("module", modules().values(), ids=modules())
 def test_module_is_documented_and_small(module: Module) -> None:
     found = [] if ast.get_docstring(module.tree) else ["the module has no docstring"]

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, all in one folder and on free ports.
+"""A real Slurm of a few nodes on this machine: munged, slurmctld and a slurmd for each, in one folder, on free ports.
 
 Works for root and for anybody else: the daemons run as the user of the test, with a munge key of their own.
 """
@@ -44,10 +44,9 @@ SlurmctldPidFile={folder}/controller.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/controller.log
 SlurmdLogFile={folder}/%n.log
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=2 RealMemory=1000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=2 RealMemory=1000
 PartitionName=all Nodes=ALL Default=YES MaxTime=60
 """
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000\n"
 
 
 def missing_programs() -> list[str]:
@@ -56,22 +55,25 @@ def missing_programs() -> list[str]:
 
 
 class SlurmCluster:
-    """Two nodes, up from construction to `close`."""
+    """Nodes n1, n2, ..., up from construction to `close`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, num_nodes: int = 2) -> None:
         self.folder = folder
+        nodes = [f"n{i + 1}" for i in range(num_nodes)]
         (folder / "controller").mkdir(parents=True)
         self.conf = folder / "slurm.conf"
-        ports = {name: free_port() for name in ("controller_port", "port_1", "port_2")}
         host = socket.gethostname().partition(".")[0]
-        self.conf.write_text(CONF.format(folder=folder, host=host, user=getpass.getuser(), **ports))
+        rows = "".join(NODE.format(name=name, host=host, port=free_port()) for name in nodes)
+        values = {"folder": folder, "host": host, "user": getpass.getuser(), "controller_port": free_port()}
+        self.conf.write_text(rows + CONF.format(**values))
         self.environment = {**os.environ, "SLURM_CONF": str(self.conf), "PATH": f"{os.environ['PATH']}:{SBIN}"}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._start_munge()
         self.daemons["controller"] = self._start("slurmctld", "-D", "-f", str(self.conf))
-        for node in ("n1", "n2"):
+        for node in nodes:
             self.start_node(node)
-        self._wait("both nodes are up", lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
+        up = str(num_nodes)
+        self._wait("all nodes are up", lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == up)
 
     def start_node(self, node: str) -> None:
         """Start (again) the slurmd of a node."""
@@ -81,13 +83,13 @@ class SlurmCluster:
         """SIGKILL the slurmd of a node, its step daemons and all that runs there, as when its power fails."""
         self.daemons[node].kill()
         self.daemons[node].wait()
-        for pid in self._tasks(node):
+        for pid in self.tasks(node):
             stepd = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
             for victim in [stepd] * (Path(f"/proc/{stepd}/comm").read_text().strip() == "slurmstepd") + [pid]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
 
-    def _tasks(self, node: str) -> list[int]:
+    def tasks(self, node: str) -> list[int]:
         """Processes that this Slurm has started on a node."""
         marks, found = (f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()), []
         for entry in Path("/proc").glob("[0-9]*/environ"):

@@ -1,5 +1,7 @@
 """Training over two nodes of a real Slurm: told to stop, ranks and nodes killed; the numbers stay the same."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,29 @@ def test_a_killed_torchrun_and_a_lost_node_leave_the_same_numbers(cluster: Slurm
     job.lose_a_node()
     job.restarted()
     assert job.ended() == "COMPLETED", job.log.read_text()
+    assert losses(job.run) == losses(place / "quiet")
+
+
+@pytest.mark.slow
+def test_a_bad_node_is_left_out_where_there_is_another(tmp_path: Path, place: Path) -> None:
+    """Whatever trains on n2 is killed before it can save: after two such starts the run goes on over n1 and n3."""
+    cluster = SlurmCluster(tmp_path / "slurm", num_nodes=3)
+    try:
+        job = Disturbed(cluster, place, "unclean", *words("unclean", NUM_STEPS))
+        log = place / "unclean/launch"
+
+        def moved() -> bool:
+            for pid in set(processes(job.run)) & set(cluster.tasks("n2")):
+                os.kill(pid, signal.SIGKILL)
+            return "n2 was the first to fail twice" in (job.log.read_text() if job.log.exists() else "")
+
+        wait_for("another job", moved, job.log)
+        assert not job.num_commits(), "the starts were to be fruitless"
+        job.number = cluster.run("squeue", "-h", "-t", "PD,R", "-o", "%i").split()[-1]
+        assert job.ended() == "COMPLETED", (log / f"slurm-{job.number}.out").read_text()
+        assert cluster.job(job.number)["NodeList"] == "n[1,3]"
+    finally:
+        cluster.close()
     assert losses(job.run) == losses(place / "quiet")
 
 

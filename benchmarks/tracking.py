@@ -1,7 +1,8 @@
 """What tracking costs: step times while the server is up, killed, hung and without room; and large registries.
 
 `python -m benchmarks.tracking outages` trains the debug autoencoder for some minutes beside a real MLflow server whose
-state changes every few seconds, and compares each span with the one before it: interleaved, in one run.
+state changes every few seconds, and compares each span with those before and after it: interleaved, in one run. One of
+the states is a control in which nothing happens: its ratio says what the measurement itself can tell.
 `python -m benchmarks.tracking scale [URI]` fills a server (by default a new local database) with 1,000 versions, 1,000
 promotions and a run of 10,000 points of each of five metrics, and times the commands over them.
 """
@@ -34,7 +35,8 @@ STATE_SECONDS, NUM_ROUNDS = 4.0, 8
 DISK_MEGABYTES = 64
 SETTLE_SECONDS = 2.0
 """After each change of state, left out of both sides."""
-STATES = ("up", "killed", "up", "hung", "up", "full")
+STATES = ("up", "killed", "up", "hung", "up", "full", "up", "control")
+OUTAGES = ("killed", "hung", "full")
 ROOT = Path(__file__).parents[1]
 
 
@@ -49,7 +51,7 @@ class Server:
         self.process, self.state = self._start(), "up"
 
     def become(self, state: str) -> None:
-        """Change to `up`, `killed`, `hung` or `full`."""
+        """Change to one of `STATES`."""
         if self.state == "killed":
             self.process = self._start()
         elif self.state == "hung":
@@ -59,7 +61,7 @@ class Server:
         self.state = state
         if state == "full":
             self.disk.fill()
-        elif state != "up":
+        elif state in OUTAGES:
             os.killpg(self.process.pid, signal.SIGKILL if state == "killed" else signal.SIGSTOP)
         if state == "killed":
             self.process.wait()
@@ -129,7 +131,7 @@ def _outages(folder: Path, server: Server) -> str:
         while not (run / "journal" / "shipped.json").is_file():
             assert trainer.poll() is None, "the training ended by itself"
             time.sleep(0.5)
-        spans = [_watch(trainer, server, state) for state in STATES * NUM_ROUNDS]
+        spans = [_watch(trainer, server, state) for state in [*STATES * NUM_ROUNDS, "up"]]
         server.become("up")
     finally:
         trainer.terminate()
@@ -159,17 +161,22 @@ def _watch(trainer: psutil.Popen, server: Server, state: str) -> Span:
 
 
 def _rows(spans: list[Span]) -> Iterator[str]:
-    """A line for each state; ratios are medians over the rounds of a span to the `up` just before it."""
+    """A line for each state; a ratio is that of a span to the mean of the `up` before and after it."""
     for state in dict.fromkeys(STATES):
-        mine = [(span, spans[i - 1]) for i, span in enumerate(spans) if span.state == state and span.steps]
-        wall = statistics.median(step for span, _ in mine for step in span.steps)
-        cpu = statistics.median(span.cpu_per_step for span, _ in mine)
+        places = [i for i, span in enumerate(spans) if span.state == state and span.steps]
+        wall = statistics.median(step for i in places for step in spans[i].steps)
+        cpu = statistics.median(spans[i].cpu_per_step for i in places)
         line = f"  {state:<8}{1000 * wall:8.2f} ms, {1000 * cpu:8.2f} ms of processor time"
         if state != "up":
-            clock = statistics.median(statistics.median(a.steps) / statistics.median(b.steps) for a, b in mine)
-            work = statistics.median(a.cpu_per_step / b.cpu_per_step for a, b in mine)
-            line += f"; to the `up` before it {clock:.3f} and {work:.3f}"
-        yield f"{line}; {sum(len(span.steps) for span, _ in mine)} steps in {len(mine)} spans"
+            clock = sorted(_ratio([statistics.median(span.steps) for span in spans[i - 1 : i + 2]]) for i in places)
+            work = statistics.median(_ratio([span.cpu_per_step for span in spans[i - 1 : i + 2]]) for i in places)
+            line += f"; to `up` {statistics.median(clock):.3f} (from {clock[0]:.3f} to {clock[-1]:.3f}) and {work:.3f}"
+        yield f"{line}; {sum(len(spans[i].steps) for i in places)} steps in {len(places)} spans"
+
+
+def _ratio(before_middle_after: list[float]) -> float:
+    before, middle, after = before_middle_after
+    return 2 * middle / (before + after)
 
 
 def scale(folder: Path, uri: str) -> str:

@@ -109,8 +109,9 @@ def shared_codebook(steps: int) -> np.ndarray:
     return vq.embedding.weight.numpy()
 
 
-def test_two_ranks_learn_the_codebook_of_one() -> None:
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_learn_the_codebook_of_one(num_ranks: int) -> None:
     alone = shared_codebook(12)
-    first, second = run_ranks(shared_codebook, 2, 12)
-    assert np.array_equal(first, second)
+    first, *others = run_ranks(shared_codebook, num_ranks, 12)
+    assert all(np.array_equal(first, other) for other in others)
     np.testing.assert_allclose(first, alone, atol=1e-5)

@@ -104,14 +104,15 @@ def all_trained() -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     return {name: trained(name) for name in CONFIGS}
 
 
-def test_two_ranks_train_what_one_trains() -> None:
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_train_what_one_trains(num_ranks: int) -> None:
     alone = all_trained()
-    ranks = run_ranks(all_trained, 2)
+    ranks = run_ranks(all_trained, num_ranks)
     for name, (state, gradient) in alone.items():
         for rank, results in enumerate(ranks):
             for ours, theirs in zip(state, results[name][0], strict=True):
                 assert np.allclose(ours, theirs, atol=1e-5), name
-            assert np.allclose(gradient[rank::2], results[name][1], atol=1e-5), name
+            assert np.allclose(gradient[rank::num_ranks], results[name][1], atol=1e-5), name
 
 
 def test_the_rotation_trick_turns_and_scales_the_gradient() -> None:

@@ -25,17 +25,20 @@ def main() -> None:
     sides = {"plain": _step_of(SHAPE), "compiled": _step_of(SHAPE.model_copy(update={"compile_blocks": True}))}
     for name, step in sides.items():
         began = time.perf_counter()
-        losses = [step() for _ in range(2)]
-        print(f"{name:<9} first steps {time.perf_counter() - began:6.1f} s, losses {losses}", flush=True)
+        for _ in range(2):
+            step()
+        print(f"{name}: first steps {time.perf_counter() - began:.1f} s", flush=True)
     spent: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, step in sides.items():
             began = time.process_time()
-            step()
+            losses[name] = step()
             spent[name].append(time.process_time() - began)
     seconds = {name: median(values) for name, values in spent.items()}
     print(*(f"{name} {value:.3f} CPU s" for name, value in seconds.items()), sep=", ", end="; ")
-    print(f"{seconds['plain'] / seconds['compiled']:.2f} times, torch {torch.__version__}")
+    apart = abs(losses["compiled"] / losses["plain"] - 1)
+    print(f"{seconds['plain'] / seconds['compiled']:.2f} times, losses {apart:.1e} apart, torch {torch.__version__}")
 
 
 def _step_of(shape: UNetConfig) -> Callable[[], float]:

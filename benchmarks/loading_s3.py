@@ -2,8 +2,9 @@
 
     PEERS_PYTHON=... python -m benchmarks.loading_s3 [FOLDER] [NUM] [ROUNDS]
 
-FOLDER is as that of `benchmarks.loading`. The server is OpenStack Swift; its own CPU time does not count. webdataset
-reads through curl, as its documentation has it; the other peers keep copies on disk and are not raced here.
+FOLDER is as that of `benchmarks.loading`. The server is OpenStack Swift with a cache of accounts and containers, as
+installed ones have; its own CPU time does not count. webdataset reads through curl, as its documentation has it; the
+other peers keep copies on disk and are not raced here.
 """
 
 import os
@@ -32,7 +33,7 @@ def main() -> None:
     prepare(root, wanted)
     num = len(list((root / "pictures").glob("*.jpg")))
     with tempfile.TemporaryDirectory() as folder:
-        server = start(Path(folder))
+        server = start(Path(folder), cached=True)
         try:
             with FaultyProxy(server.ports["proxy"], delay_seconds=0.03) as proxy:
                 os.environ |= server.environment() | {"AWS_ENDPOINT_URL_S3": proxy.url}

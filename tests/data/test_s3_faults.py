@@ -1,7 +1,9 @@
 """The loader on a real S3 server that breaks: the same stream as from a disk, or an end with the object's name."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from uuid import uuid4
 
@@ -97,6 +99,19 @@ def test_a_whole_object_is_one_request_and_every_thread_has_a_connection(
             parts = list(pool.map(lambda n: ranged.read(f"{bucket}/00000.tar", n, n + 512), range(0, 24 * 512, 512)))
         assert b"".join(parts) == storage.read_bytes(f"{bucket}/00000.tar")[: 24 * 512]
         assert proxy.num_connections >= 20
+
+
+def test_a_forked_process_reads_beside_its_parent(bucket: str) -> None:
+    """Clients are opened again in a child: it neither hangs on its parent's connections nor mixes up their answers."""
+    expected = stream(bucket, 4)
+    with Loader(bucket, config(bucket), 0, batch_size=4) as loader:
+        batches = loader.batches()
+        next(batches)
+        child = get_context("fork").Process(target=lambda: sys.exit(stream(bucket, 4) != expected))
+        child.start()
+        own = [(batch.keys, batch.images.numpy().tobytes()) for batch in islice(batches, 3)]
+        child.join(60)
+        assert child.exitcode == 0 and own == expected[1:]
 
 
 def replace(url: str) -> None:

@@ -185,6 +185,13 @@ def test_wrong_use_is_one_line(tmp_path):
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_masking_without_text_states_is_refused(monkeypatch, capsys):
+    words = ["tessera-data", "precompute", "--model", "x", "--data", "y", "--out", "z", "--mask-padding"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 2
+    assert "--mask-padding: there are no text states without --text" in capsys.readouterr().err
+
+
 def frozen_tower(seed=0, mask_padding=False):
     """A tower as a pretrained one is, but small and with random weights."""
     torch.manual_seed(seed)

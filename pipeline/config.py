@@ -21,9 +21,11 @@ class UserError(Exception):
 
 
 class Config(BaseModel):
-    """Base of every config: unknown keys are errors, instances cannot be changed."""
+    """Base of every config: unknown keys and infinite numbers are errors, instances cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 C = TypeVar("C", bound=Config)
@@ -82,13 +84,15 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: no such config file{hint}")
     try:
         tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, this is a {type(tree).__name__}")
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends is {parent!r}, not the name of one config file")
     return merge_trees(_read_tree(path.parent / parent, (*seen, path.resolve())), tree)
 
 
@@ -120,7 +124,11 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"{word!r}: {name} is {child!r}, not a group of settings")
         tree = child
-    tree[leaf] = yaml.safe_load(text)
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{word!r}: the value is not valid YAML, put it in quotes: {reason}") from None
 
 
 def _explain(schema: type[BaseModel], error: Any) -> str:
@@ -131,9 +139,13 @@ def _explain(schema: type[BaseModel], error: Any) -> str:
         names = {name for model in _models_at(schema, keys[:-1]) for name in model.model_fields}
         near = difflib.get_close_matches(keys[-1], sorted(names), n=1)
         return f"{where}: unknown" + (f"; did you mean {near[0]}?" if near else "")
-    if error["type"] == "union_tag_not_found":
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
         kinds = sorted(str(model.model_fields["kind"].default) for model in _models_at(schema, keys))
-        return f"{where}: has no kind; add {where}.kind, one of {', '.join(kinds)}"
+        if error["type"] == "union_tag_not_found":
+            return f"{where}: has no kind; add {where}.kind, one of {', '.join(kinds)}"
+        near = difflib.get_close_matches(error["ctx"]["tag"], kinds, n=1)
+        remedy = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}.kind: {error['ctx']['tag']} is none of {', '.join(kinds)}{remedy}"
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error.get("input"), Mapping):  # the whole group: too much for one line
         return f"{where}: {message}" if where else message

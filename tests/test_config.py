@@ -29,6 +29,7 @@ class Coder(Config):
 class Run(Config):
     stage: Annotated[Painter | Coder, Field(discriminator="kind")]
     total_samples: int = 10
+    rate: float = Field(default=0.1, gt=0)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,10 @@ class Run(Config):
         ({"stage": {"kind": "coder"}, "total_sample": 1}, "total_sample: unknown; did you mean total_samples?"),
         ({"stage": {"kind": "coder"}, "total_samples": "many"}, "total_samples: Input should be a valid integer"),
         ({"stage": {"kind": "coder", "num_codes": 0}}, "num_codes: Input should be greater than 0 (got 0)"),
-        ({"stage": {"kind": "poet"}}, "'painter', 'coder'"),
+        ({"stage": {"kind": "paintr"}}, "stage.kind: paintr is none of coder, painter; did you mean painter?"),
+        ({"stage": {"kind": "poet", "verses": 3}}, "stage.kind: poet is none of coder, painter"),
+        ({"stage": {"kind": ["coder"]}}, "stage.kind: ['coder'] is none of coder, painter"),
+        ({"stage": {"kind": "coder"}, "rate": float("inf")}, "rate: Input should be a finite number (got inf)"),
         ({"stage": {"num_codes": 2}}, "stage: has no kind; add stage.kind, one of coder, painter"),
         ({}, "stage: Field required"),
     ],
@@ -82,6 +86,8 @@ def test_dump_and_load_give_an_equal_config_with_an_equal_digest(tmp_path: Path)
         ("stage: [", (), "not valid YAML"),
         ("- a", (), "a config is a mapping"),
         ("extends: self.yaml", (), "extends itself"),
+        ("extends: [a.yaml, b.yaml]", (), "not the name of one config file"),
+        ("stage: {kind: coder}", ("total_samples={1",), "'total_samples={1': the value is not valid YAML"),
         ("stage: {kind: coder}", ("total_samples",), "an override is written a.b=value"),
         ("total_samples: 1", ("total_samples.x=1",), "not a group of settings"),
     ],

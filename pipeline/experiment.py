@@ -218,7 +218,7 @@ def _claim(config: ExperimentConfig, run: RunFolder, process: Process, alone: Ex
     lineage = _lineage(config, process, first)
     alone.enter_context(sole_trainer(run))
     shutil.rmtree(run.heartbeats, ignore_errors=True)  # of an earlier start
-    run.heartbeats.mkdir()
+    run.heartbeats.mkdir(exist_ok=True)  # a rank of that start may write its last beat meanwhile
     started = bool(committed(run.checkpoints))
     for change in claim(run, config, lineage.model_dump(mode="json"), started):
         print(f"{run.path}: changed since its start: {change}")

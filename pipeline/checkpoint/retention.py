@@ -1,10 +1,11 @@
-"""Which generations stay, and the removal of the others. Called by `store` after a commit."""
+"""Which generations stay, and the removal of the others. Called by `store` after a commit, and by `mirror`."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.checkpoint.generation import MANIFEST, DamagedError, Generation, committed, folders
+from pipeline.checkpoint.generation import MANIFEST, DamagedError, Generation, committed, folder_of, folders
 
 
 def prune(directory: Path, keep: int, keep_every_samples: int) -> list[Path]:
@@ -18,7 +19,9 @@ def prune(directory: Path, keep: int, keep_every_samples: int) -> list[Path]:
     Returns:
         What is left.
     """
-    kept = committed(directory)[:keep] + _snapshots(directory, keep_every_samples)
+    kept = committed(directory)[:keep]
+    if keep_every_samples:
+        kept += [folder_of(directory, n) for n in snapshots(_samples_seen(directory), keep_every_samples)]
     for path in folders(directory):
         if path not in kept:
             (path / MANIFEST).unlink(missing_ok=True)  # first, so that it is unfinished while it goes
@@ -26,12 +29,17 @@ def prune(directory: Path, keep: int, keep_every_samples: int) -> list[Path]:
     return kept
 
 
-def _snapshots(directory: Path, every_samples: int) -> list[Path]:
-    """The oldest generation of each stretch, the first stretch left out."""
-    if not every_samples:
-        return []
-    oldest: dict[int, Path] = {}
-    for path in committed(directory):  # newest first
+def snapshots(samples_seen: Mapping[int, int], every_samples: int) -> set[int]:
+    """The oldest generation of each stretch of so many samples, by number, the first stretch left out."""
+    oldest = {samples_seen[number] // every_samples: number for number in sorted(samples_seen, reverse=True)}
+    return {number for stretch, number in oldest.items() if stretch > 0}
+
+
+def _samples_seen(directory: Path) -> dict[int, int]:
+    """Of each committed generation by its number, but of those whose manifest is damaged."""
+    found: dict[int, int] = {}
+    for path in committed(directory):
         with suppress(DamagedError):
-            oldest[Generation.open(path).progress["samples_seen"] // every_samples] = path
-    return [path for stretch, path in oldest.items() if stretch > 0]
+            generation = Generation.open(path)
+            found[generation.number] = generation.progress["samples_seen"]
+    return found

@@ -182,7 +182,7 @@ class CheckpointStore:
         kept = prune(self.directory, self.keep, self.keep_every_samples)
         if self.mirror is not None and is_mirrored and self.mirror.put(folder, MANIFEST):
             try:
-                self.mirror.keep(number_of(path) for path in kept)
+                self.mirror.keep(map(number_of, kept), self.keep_every_samples)
             except (OSError, UserError) as error:
                 log.warning("checkpoint: old copies stay on %s: %s", self.mirror.url, error)
 

@@ -27,6 +27,8 @@ from pipeline.redact import redact_text
 
 VERDICT = "verdict.json"
 EXIT_HUNG = 1
+LAST_BEAT_SECONDS = 5.0
+"""How long a rank that ends waits for its own last beat to be written."""
 
 
 class Watchdog:
@@ -37,9 +39,14 @@ class Watchdog:
         self.interval = min(max(hang_seconds / 20, 0.1), 30.0)
         self._ended = threading.Event()
         watched = [r for r in range(world_size) if r != rank] if rank == 0 else [0]
-        now = time.monotonic()
+        self._looked = now = time.monotonic()
         self._seen = {r: Seen({}, now, now) for r in {*watched, rank}}
         self._num_beats = 0
+        self._thread = threading.Thread(target=self.run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin, in a thread of its own."""
+        self._thread.start()
 
     def run(self) -> None:
         """Beat and look until `close`; does not return when there is a verdict."""
@@ -53,6 +60,7 @@ class Watchdog:
     def close(self) -> None:
         """The rank has ended its work: its silence is no fault."""
         self._ended.set()
+        self._thread.join(LAST_BEAT_SECONDS)  # its last beat must not come after this word
         with suppress(OSError):
             self._write(f"rank-{self.rank:05d}.json", {"rank": self.rank, "ended": True})
 
@@ -64,6 +72,8 @@ class Watchdog:
     def _look(self) -> None:
         """Read the lines of the watched ranks, and write the verdict if there is one to make."""
         now = time.monotonic()
+        self._pass_over(now - self._looked - self.interval)
+        self._looked = now
         for rank, seen in self._seen.items():
             beat = _read(self.folder / f"rank-{rank:05d}.json")
             if beat and beat != seen.beat:
@@ -77,6 +87,13 @@ class Watchdog:
         if fault is not None and not (self.folder / VERDICT).exists():
             with suppress(OSError):
                 self._write(VERDICT, {"fault": fault[0], "ranks": fault[1], "told_by": self.rank})
+
+    def _pass_over(self, late: float) -> None:
+        """Time in which this watcher itself stood still tells nothing of the others: a job was stopped as a whole and
+        goes on, or the shared disk was away."""
+        if late > self.interval:
+            for seen in self._seen.values():
+                seen.heard, seen.moved = seen.heard + late, seen.moved + late
 
     def _verdict(self) -> str | None:
         verdict = _read(self.folder / VERDICT)
@@ -107,7 +124,7 @@ def watching(folder: Path, rank: int, world_size: int, hang_seconds: float) -> I
         return
     dog = Watchdog(folder, rank, world_size, hang_seconds)
     BEACON.note("start", 0)
-    threading.Thread(target=dog.run, name="watchdog", daemon=True).start()
+    dog.start()
     try:
         yield
     finally:

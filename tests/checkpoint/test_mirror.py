@@ -9,6 +9,7 @@ import pytest
 from pipeline import storage
 from pipeline.checkpoint.mirror import Mirror
 from pipeline.checkpoint.store import CheckpointStore
+from pipeline.config import UserError
 from pipeline.distributed.process import Process, start
 from tests.checkpoint.saving import save_now
 from tests.checkpoint.test_store import Counter, damage_flip
@@ -44,6 +45,25 @@ def test_a_folder_as_the_other_place(tmp_path: Path) -> None:
     check_round_trip(tmp_path / "disk", str(tmp_path / "mirror"))
 
 
+def test_snapshots_outlive_the_disk(tmp_path: Path) -> None:
+    disk, mirror = tmp_path / "disk", tmp_path / "mirror"
+
+    def save_at(samples_seen: int) -> None:
+        store = CheckpointStore(disk, Process(), keep=1, keep_every_samples=20, mirror=str(mirror))
+        save_now(store, {"samples_seen": samples_seen}, {"counter": Counter(1)})
+
+    for samples_seen in (10, 20, 30, 40, 50):
+        save_at(samples_seen)
+    assert Mirror(str(mirror)).committed() == [5, 4, 2]
+    shutil.rmtree(disk)
+    (disk / ".gen-000003.partial").mkdir(parents=True)  # a fetch was killed
+    CheckpointStore(disk, Process(), mirror=str(mirror)).restore({"counter": Counter(0)})
+    assert [path.name for path in disk.iterdir()] == ["gen-000005"]
+    save_at(60)
+    save_at(70)
+    assert Mirror(str(mirror)).committed() == [7, 6, 5, 4, 2], "5 is the oldest of its stretch on the new disk"
+
+
 def test_a_copy_without_a_manifest_or_damaged_is_passed_over(tmp_path: Path) -> None:
     disk, mirror = tmp_path / "disk", tmp_path / "mirror"
     for value in (1, 2, 3):
@@ -52,6 +72,11 @@ def test_a_copy_without_a_manifest_or_damaged_is_passed_over(tmp_path: Path) -> 
     damage_flip(mirror / "gen-000002/rank-00000.safetensors")
     shutil.rmtree(disk)
     assert restored(disk, str(mirror)) == 1
+    shutil.rmtree(disk)
+    (mirror / "gen-000001/manifest.json").write_text("{}")
+    shutil.rmtree(mirror / "gen-000002")
+    with pytest.raises(UserError, match=r"gen-000001: .*manifest.json.*move this copy away"):
+        restored(disk, str(mirror))
 
 
 def test_an_outage_costs_the_copy_and_not_the_run(

@@ -89,6 +89,21 @@ def test_an_end_and_a_long_validation_are_no_faults(tmp_path: Path) -> None:
     assert not (tmp_path / VERDICT).exists()
 
 
+def test_a_job_that_is_stopped_as_a_whole_goes_on(tmp_path: Path) -> None:
+    ranks = start(tmp_path, ["validates", "validates"])
+    beats = [tmp_path / f"rank-0000{r}.json" for r in range(2)]
+    while not all(path.exists() and "validation" in path.read_text() for path in beats):
+        time.sleep(0.05)
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGSTOP)
+    time.sleep(1.5 * HANG_SECONDS)
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGCONT)
+        time.sleep(0.2)  # the first looks for the others before they can speak
+    assert end(ranks) == ["", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+
+
 def beat(rank: int, step: int, phase: str) -> dict[str, object]:
     return {"rank": rank, "host": "far", "pid": 1, "beat": 9, "step": step, "phase": phase, "shard": "00000.tar"}
 

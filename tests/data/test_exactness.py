@@ -105,7 +105,6 @@ def test_any_chain_of_kills_and_resizes_is_one_undisturbed_run(url, undisturbed,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @settings(max_examples=200)
 @given(st.lists(RUN, min_size=2, max_size=MOST_RUNS))
 def test_many_chains_of_kills_and_resizes(url, undisturbed, runs):

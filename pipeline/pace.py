@@ -109,11 +109,12 @@ class Pace:
         left = max(self.total_samples - state.samples_seen, 0) / max(self.samples_per_second, 1e-9)
         losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith("_loss"))
         mfu = f"MFU {metrics['mfu']:.0%}  " if "mfu" in metrics else ""
+        unreadable = f"unreadable {metrics['unreadable_samples']:.0f}  " if metrics.get("unreadable_samples") else ""
         waiting = f"communication {metrics['communication_share']:.0%}  " if "communication_share" in metrics else ""
         return (
             f"{state.samples_seen:>9,}/{self.total_samples:,} samples  "
             f"{metrics['steps_per_second']:.2f} steps/s  {metrics['images_per_second']:.1f} images/s  {mfu}"
-            f"data stall {metrics['data_stall_share']:.0%}  {waiting}"
+            f"data stall {metrics['data_stall_share']:.0%}  {unreadable}{waiting}"
             f"checkpoint stall {metrics['checkpoint_stall_share']:.0%}  ETTR {metrics['ettr']:.0%}  "
             f"memory {metrics['memory_peak_gib']:.1f} GiB  {losses}  left {timedelta(seconds=round(left))}"
         )

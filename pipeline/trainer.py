@@ -96,6 +96,11 @@ class Batches(Protocol):
         """Digest of the data manifests."""
         ...
 
+    @property
+    def quarantined(self) -> int:
+        """Distinct unreadable samples that this rank has met in this start."""
+        ...
+
     def batch_size_at(self, samples_seen: int) -> int:
         """Samples over all ranks of the step that begins there."""
         ...
@@ -178,7 +183,7 @@ def fit(
             batch = pace.waiting_for(batches, state.step)
             with pace.exchanging():
                 measured = stage.train_step(batch, state.step, state.samples_seen, config.total_samples)
-                metrics, stopping, written, served = _agree(measured, stop, checkpoints, batch)
+                metrics, stopping, written, served = _agree(measured, stop, checkpoints, batch, loader, process)
             before, state = state, state.after(loader.batch_size_at(state.samples_seen))
             ledger.add(before.samples_seen, state.samples_seen - before.samples_seen, served, process.world_size)
             health.check(state.step, metrics, partial(stage.where_not_finite, batch))
@@ -222,12 +227,19 @@ def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: J
 
 
 def _agree(
-    measured: Mapping[str, Tensor | float], stop: StopRequest, checkpoints: Checkpoints, batch: Batch
+    measured: Mapping[str, Tensor | float],
+    stop: StopRequest,
+    checkpoints: Checkpoints,
+    batch: Batch,
+    loader: Batches,
+    process: Process,
 ) -> tuple[dict[str, float], bool, bool, list[float]]:
-    """In one collective: the step's metrics as means over ranks, whether any rank was asked to stop, whether all have
-    written the save in flight, and the means of what the ledger keeps of the batch."""
-    names = sorted(measured)
-    own = [*(float(measured[name]) for name in names), float(stop.requested), float(checkpoints.written)]
+    """In one collective: the step's metrics as means over ranks, with the number of unreadable samples on all of them,
+    whether any rank was asked to stop, whether all have written the save in flight, and the means of what the ledger
+    keeps of the batch."""
+    told = {**measured, "unreadable_samples": process.world_size * loader.quarantined}
+    names = sorted(told)
+    own = [*(float(told[name]) for name in names), float(stop.requested), float(checkpoints.written)]
     means = mean_of_floats([*own, *batch_floats(batch)])
     *metrics, stops, written = means[: len(own)]
     return dict(zip(names, metrics, strict=True)), stops > 0, written == 1, means[len(own) :]

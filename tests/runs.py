@@ -67,7 +67,7 @@ def losses(run_dir: Path) -> dict[int, dict[str, float]]:
 
 SPEED = (
     *("steps_per_second", "images_per_second", "data_stall_share", "checkpoint_stall_share", "ettr"),
-    *("memory_peak_gib", "communication_share", "mfu"),
+    *("memory_peak_gib", "communication_share", "mfu", "unreadable_samples"),
 )
 
 

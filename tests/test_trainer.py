@@ -77,6 +77,7 @@ class ToyLoader:
 
     def __init__(self, process: Process, digest: str = "shapes", until: int = 10**9) -> None:
         self.process, self.digest, self.until, self.opened = process, digest, until, False
+        self.quarantined = 1 + process.rank
 
     def batch_size_at(self, samples_seen: int) -> int:
         return 4 if samples_seen < self.until else 2
@@ -99,7 +100,7 @@ class ToyJournal:
     """Keeps what happened, in order; also on disk, so that a kill does not take it along."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.words = path, list[str]()
+        self.path, self.words, self.unreadable = path, list[str](), 0.0
 
     def add(self, *event: Any) -> None:
         with self.path.open("a") as file:
@@ -108,6 +109,7 @@ class ToyJournal:
     def metrics(self, values: Mapping[str, float], step: int, samples_seen: int) -> None:
         exact = {name: value.hex() for name, value in values.items() if name in ("toy_loss", "validation_mean")}
         self.add("metrics", samples_seen, exact)
+        self.unreadable = values.get("unreadable_samples", self.unreadable)
 
     def picture(self, name: str, path: Path, samples_seen: int) -> None:
         self.add("picture", samples_seen, path.name)
@@ -286,6 +288,8 @@ def test_console_line() -> None:
     assert 0 < metrics["memory_peak_gib"] < 1000 and "GiB" in line
     assert 0 <= metrics["ettr"] < 1 and f"ETTR {metrics['ettr']:.0%}" in line
     assert line.lstrip().startswith("20/40 samples") and "toy_loss 0.25" in line and "gradient_norm" not in line
+    assert "unreadable" not in line
+    assert "unreadable 3  " in pace.line(TrainState(20, 5), metrics | {"unreadable_samples": 3.0})
 
 
 def test_effective_time_of_a_start() -> None:
@@ -313,6 +317,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
         "stopped": stopped.samples_seen,
         "equal": equal(resumed.state(), whole.state()),
         "words": reference.words,
+        "unreadable": reference.unreadable,
         "moved": max(float((moved.state()[k] - v).abs().max()) for k, v in whole.state().items()),
     }
 
@@ -332,6 +337,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     _, _, alone, _ = run(tmp_path / "alone", Process())
     for results in run_ranks(two_ranks, 2, tmp_path):
         assert results["words"] == alone.words
+        assert results["unreadable"] == 1 + 2 and alone.unreadable == 1
         assert results["stopped"] == 20
         assert results["equal"]
         assert results["moved"] <= 1e-6

@@ -76,6 +76,11 @@ class Curriculum:
         """Digest of the data of all phases; of a single one, that of its data."""
         return digest_of_phases([phase.loader.digest for phase in self._phases])
 
+    @property
+    def quarantined(self) -> int:
+        """Unreadable samples that this rank has met, of all phases."""
+        return sum(phase.loader.quarantined for phase in self._phases)
+
     def batch_size_at(self, samples_seen: int) -> int:
         """Samples over all ranks of the step that begins there."""
         return self._at(samples_seen).batch_size

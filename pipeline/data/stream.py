@@ -78,6 +78,11 @@ class StreamLoader:
         self._pool = ThreadPoolExecutor(config.num_decode_threads, thread_name_prefix="decode")
         self._stream: ReadAhead | None = None
 
+    @property
+    def quarantined(self) -> int:
+        """Unreadable samples that this rank has met."""
+        return len(self._quarantine)
+
     def batches(self, samples_seen: int = 0) -> Iterator[Batch]:
         """Endless batches of this rank; another place of the run draws other shards, so nothing is seen twice alike."""
         from pipeline.data.pictures import PictureDecoder  # brings OpenCV

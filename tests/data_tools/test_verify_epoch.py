@@ -19,7 +19,7 @@ from pipeline.data.dataset import DataConfig
 from pipeline.data.tar import TarSample
 from pipeline.distributed.process import Process
 from pipeline.run_folder import RunFolder
-from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal import Journal, read_events
 from pipeline.trainer import TrainerConfig, fit
 from tests.data.small_shards import samples, write_dataset, write_pictures
 from tests.runs import ROOT, drawn_shards, kill_after_step, run, start
@@ -101,6 +101,8 @@ def test_crashes_and_bad_samples_and_what_a_resume_took_back(tmp_path, check):
         " an unreadable one"
     )
     assert check(folder, "--ids-only") == (code, line)
+    told = [event.body["values"]["unreadable_samples"] for event in read_events(folder) if event.kind == "metrics"]
+    assert told[-1] == 1
 
 
 def test_phases_with_other_batches_and_data(tmp_path, check):

@@ -189,7 +189,8 @@ class Generator:
 
     def _noise(self, purpose: Purpose, seeds: Sequence[int], index: int, shape: Sequence[int]) -> Tensor:
         """Standard normal noise [B, *shape]: row b is a function of (seed b, purpose, index) alone."""
-        return torch.cat([Draws(seed).normal(purpose, [0], [index], shape) for seed in seeds]).to(self.device)
+        rows = [Draws(seed).normal(purpose, [0], [index], shape) for seed in seeds]  # [1, *shape] each
+        return torch.cat(rows).to(self.device, non_blocking=True)
 
     def _predict(self, condition: Tensor | None, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
         if condition is not None:  # twice under guidance

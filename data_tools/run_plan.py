@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,7 +20,7 @@ from pyarrow import parquet
 from data_tools.shard_writer import SUCCESS
 from data_tools.tars import headers_of, sample_keys
 from pipeline import storage
-from pipeline.checkpoint.generation import Generation, committed
+from pipeline.checkpoint.generation import DamagedError, Generation, committed
 from pipeline.config import UserError, parse_config
 from pipeline.data.curriculum import PhaseConfig, digest_of_phases
 from pipeline.data.dataset import DataConfig, Dataset, make_plan, open_buckets, open_datasets, plan_digest
@@ -38,11 +39,22 @@ class PhasePlan:
     datasets: tuple[Dataset, ...]
     digest: str
     """As its loader knows it."""
+    unreadable: np.ndarray
+    """int64 [n]: ids of its samples in the run's quarantine."""
 
     @property
     def num_ids(self) -> int:
         """One more than the largest sample id."""
         return self.datasets[-1].first_id + self.datasets[-1].manifest.num_samples
+
+    def substitute(self, epoch: int, place: int) -> int:
+        """Id of the first readable sample that stands in for the one at `place`, as the reader finds it."""
+        for attempt in count():
+            other = self.plan.substitute(epoch, place, attempt)
+            sample_id = int(self.plan.sample_ids(np.array([other]))[0])
+            if sample_id not in self.unreadable:
+                return sample_id
+        raise AssertionError("count() has no end")
 
 
 @dataclass(frozen=True)
@@ -51,23 +63,14 @@ class RunPlan:
 
     folder: Path
     phases: tuple[PhasePlan, ...]
-    unreadable: np.ndarray
-    """int64 [n]: ids of the samples in its quarantine."""
+    samples_seen: int
+    """In its newest checkpoint; what came after it is not settled."""
     chain: str
-    """Chain of words in its newest checkpoint; empty when that has none."""
+    """Chain of words in that checkpoint; empty when it has none."""
 
     def phase_at(self, samples_seen: int) -> int:
         """Number of the phase that the step which begins there belongs to."""
         return next(n for n, phase in enumerate(self.phases) if samples_seen < phase.until_samples)
-
-    def substitute(self, phase: PhasePlan, epoch: int, place: int) -> int:
-        """Id of the first readable sample that stands in for the one at `place`, as the reader finds it."""
-        for attempt in count():
-            other = phase.plan.substitute(epoch, place, attempt)
-            sample_id = int(phase.plan.sample_ids(np.array([other]))[0])
-            if sample_id not in self.unreadable:
-                return sample_id
-        raise AssertionError("count() has no end")
 
 
 def open_run(folder: Path) -> RunPlan:
@@ -79,15 +82,12 @@ def open_run(folder: Path) -> RunPlan:
     run = RunFolder(folder)
     if not run.config.is_file():
         raise UserError(f"{folder}: not a run folder, it has no config.yaml")
-    generations = committed(run.checkpoints)
-    if not generations:
-        raise UserError(f"{folder}: no checkpoint yet, so nothing of it is settled")
-    progress = Generation.open(generations[0]).progress
-    phases = tuple(_phases(yaml.safe_load(run.config.read_text()), str(run.config)))
+    progress = _newest_progress(run)
+    phases = tuple(_phases(yaml.safe_load(run.config.read_text()), str(run.config), _quarantined(run)))
     digest = digest_of_phases([phase.digest for phase in phases])
     if digest != progress["data"]:
         raise UserError(f"{folder}: trained on the data {progress['data'][:12]}, there is {digest[:12]} now")
-    return RunPlan(folder, phases, _unreadable(run), progress.get("served", ""))
+    return RunPlan(folder, phases, progress["samples_seen"], progress.get("served", ""))
 
 
 def keys_of(phase: PhasePlan) -> Iterator[tuple[int, list[str]]]:
@@ -106,22 +106,36 @@ def keys_of(phase: PhasePlan) -> Iterator[tuple[int, list[str]]]:
             first += record.num_samples
 
 
-def _phases(tree: dict[str, Any], source: str) -> Iterator[PhasePlan]:
+def _newest_progress(run: RunFolder) -> dict[str, Any]:
+    """Of the newest generation whose manifest is whole."""
+    for path in committed(run.checkpoints):
+        with suppress(DamagedError):
+            return Generation.open(path).progress
+    raise UserError(f"{run.path}: no checkpoint yet, so nothing of it is settled")
+
+
+def _phases(tree: dict[str, Any], source: str, quarantined: list[dict[str, Any]]) -> Iterator[PhasePlan]:
     """The phases of a resolved config."""
     last = parse_config(tree["data"], DataConfig, source)
     if last.order == "stream":
         raise UserError(f"{source}: data.order is stream, which has no epochs")
     for row in tree.get("phases") or []:
         phase = parse_config(row, PhaseConfig, source)
-        yield _phase(phase.until_samples, phase.data(last), phase.batch_size, tree["seed"])
-    yield _phase(math.inf, last, tree["trainer"]["batch_size"], tree["seed"])
+        yield _phase(phase.until_samples, phase.data(last), phase.batch_size, tree["seed"], quarantined)
+    yield _phase(math.inf, last, tree["trainer"]["batch_size"], tree["seed"], quarantined)
 
 
-def _phase(until_samples: float, config: DataConfig, batch_size: int, seed: int) -> PhasePlan:
+def _phase(
+    until_samples: float, config: DataConfig, batch_size: int, seed: int, quarantined: list[dict[str, Any]]
+) -> PhasePlan:
     datasets = open_datasets(config.train, config.block_samples)
     buckets = open_buckets(datasets, config)
     plan = make_plan(datasets, buckets, config, seed, batch_size)
-    return PhasePlan(until_samples, plan, datasets, plan_digest(datasets, buckets, config, batch_size))
+    digest = plan_digest(datasets, buckets, config, batch_size)
+    unreadable = np.unique(
+        np.array([row["sample_id"] for row in quarantined if row.get("data", digest) == digest], dtype=np.int64)
+    )
+    return PhasePlan(until_samples, plan, datasets, digest, unreadable)
 
 
 def _keys_of_shard(url: str, record: ShardRecord) -> list[str]:
@@ -133,7 +147,7 @@ def _keys_of_shard(url: str, record: ShardRecord) -> list[str]:
         return sample_keys(buffer)
 
 
-def _unreadable(run: RunFolder) -> np.ndarray:
-    """Ids of the samples that some rank could not read, in any attempt."""
+def _quarantined(run: RunFolder) -> list[dict[str, Any]]:
+    """The samples that some rank could not read, in any attempt."""
     lines = run.quarantine.read_text().splitlines() if run.quarantine.is_file() else []
-    return np.unique(np.array([json.loads(line)["sample_id"] for line in lines], dtype=np.int64))
+    return [json.loads(line) for line in lines]

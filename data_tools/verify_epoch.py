@@ -53,7 +53,7 @@ def verify_run(run: RunPlan, keys: Keys) -> Verdict:
     """
     verdict, chain = Verdict(), ""
     tallies = [Tally(phase.plan) for phase in run.phases]
-    pages = committed_line(run.folder)
+    pages = committed_line(run.folder, run.samples_seen)
     for page in pages:
         first, words, batch_size = page.body["first"], page.body["words"], page.body["batch_size"]
         if first != verdict.num_samples:
@@ -80,15 +80,15 @@ def verify_run(run: RunPlan, keys: Keys) -> Verdict:
     return verdict
 
 
-def committed_line(folder: Path) -> list[Event]:
-    """The ledger's pages up to the last checkpoint, in order, without those that a resume took back.
+def committed_line(folder: Path, last: int) -> list[Event]:
+    """The ledger's pages up to the checkpoint at `last` samples, in order, without those that a resume took back.
+
+    The checkpoint itself says where it is: the journal hears of it a moment later, which a kill can take away.
 
     Raises:
         UserError: there are none.
     """
-    events = read_events(folder)
-    last = max((event.samples_seen for event in events if event.kind in ("committed", "resumed")), default=0)
-    pages = [event for event in events if event.kind == "served" and event.samples_seen <= last]
+    pages = [event for event in read_events(folder) if event.kind == "served" and event.samples_seen <= last]
     if not pages:
         raise UserError(f"{folder}: its journal holds no ledger of served samples up to a checkpoint")
     return pages
@@ -119,8 +119,8 @@ def _expected(
             epochs, places = phase.plan.places_at((some[:, None] + np.arange(batch_size)).ravel())
             tallies[number].add(epochs, places)
             ids = phase.plan.sample_ids(places)
-            for row in np.flatnonzero(np.isin(ids, run.unreadable)).tolist():
-                ids[row] = run.substitute(phase, int(epochs[row]), int(places[row]))
+            for row in np.flatnonzero(np.isin(ids, phase.unreadable)).tolist():
+                ids[row] = phase.substitute(int(epochs[row]), int(places[row]))
                 verdict.num_substitutes += 1
             words = sample_words(epochs, ids), np.zeros_like(ids) if keys[number] is None else keys[number][ids]
             sums = [each.reshape(-1, batch_size).sum(axis=1, dtype=np.uint64).tolist() for each in words]

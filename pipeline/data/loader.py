@@ -63,7 +63,7 @@ class Loader:
         self._plan = make_plan(datasets, buckets, config, seed, batch_size)
         self.digest = plan_digest(datasets, buckets, config, batch_size)
         """What a checkpoint remembers of its data."""
-        self._quarantine = Quarantine(quarantine, config.max_bad_fraction * self.num_samples, rank)
+        self._quarantine = Quarantine(quarantine, config.max_bad_fraction * self.num_samples, rank, self.digest)
         self._reader = open_reader(
             datasets, self._plan, config, Draws(seed), self._quarantine, self._blocks_in_use(), buckets
         )
@@ -170,11 +170,11 @@ class OrderedReader:
         datasets = open_datasets(url, config.block_samples, expect_autoencoder)
         self.manifest, self._selection = datasets[0].manifest, datasets[0].selection
         self._config, self._rank, self._world_size, self._batch_size = config, rank, world_size, batch_size
-        bad = Quarantine(quarantine, config.max_bad_fraction * self.manifest.num_samples, rank)
-        num_blocks = (config.fetch_ahead_batches + 1) * batch_size // config.block_samples + 2
-        self._reader = open_reader(datasets, whole_plan(datasets, config), config, None, bad, num_blocks)
         self.digest = datasets[0].digest
         """Of the manifest and the selection beside it."""
+        bad = Quarantine(quarantine, config.max_bad_fraction * self.manifest.num_samples, rank, self.digest)
+        num_blocks = (config.fetch_ahead_batches + 1) * batch_size // config.block_samples + 2
+        self._reader = open_reader(datasets, whole_plan(datasets, config), config, None, bad, num_blocks)
 
     def batches(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
         """One pass over the samples [first, last) of the manifest."""

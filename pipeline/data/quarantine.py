@@ -1,7 +1,7 @@
 """The list of unreadable samples: each is written down once, replaced, and too many of them stop the run.
 
-Called by the reader. The file is JSON lines, `{"sample_id", "shard", "place", "reason", "rank"}`, appended to by every
-rank; `tessera-data mask` takes it as it is.
+Called by the reader. The file is JSON lines, `{"sample_id", "shard", "place", "reason", "rank", "data"}`, appended to by
+every rank; read again by `tessera-data verify-epoch`.
 """
 
 import json
@@ -12,12 +12,16 @@ from pipeline.config import UserError
 
 
 class Quarantine:
-    """Counts the distinct unreadable samples that this rank met; `path` None writes nothing."""
+    """Counts the distinct unreadable samples that this rank met; `path` None writes nothing.
 
-    def __init__(self, path: Path | None, limit: float, rank: int) -> None:
+    Args:
+        data: digest of the data whose samples the ids are: the phases of a run share the file, and begin at 0 each.
+    """
+
+    def __init__(self, path: Path | None, limit: float, rank: int, data: str) -> None:
         self._path = path
         self._limit = limit
-        self._rank = rank
+        self._origin = {"rank": rank, "data": data}
         self._seen: set[int] = set()
 
     def __len__(self) -> int:
@@ -36,8 +40,8 @@ class Quarantine:
             return
         self._seen.add(sample_id)
         if self._path is not None:
-            row = {"sample_id": sample_id, "shard": shard, "place": place, "reason": reason, "rank": self._rank}
-            self._append(self._path, json.dumps(row) + "\n")
+            row = {"sample_id": sample_id, "shard": shard, "place": place, "reason": reason}
+            self._append(self._path, json.dumps(row | self._origin) + "\n")
         if len(self._seen) > self._limit:
             raise UserError(
                 f"{len(self._seen)} unreadable samples, the last in {shard} at {place}: {reason};"

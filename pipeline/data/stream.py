@@ -74,7 +74,7 @@ class StreamLoader:
             raise UserError(f"batch_size {batch_size} does not divide by {world_size} ranks")
         self._urls, self.digest = tar_urls(url), stream_digest(url)
         self._config, self._seed, self._rank, self._world_size = config, seed, rank, world_size
-        self._batch_size, self._quarantine = batch_size, Quarantine(quarantine, float("inf"), rank)
+        self._batch_size, self._quarantine = batch_size, Quarantine(quarantine, float("inf"), rank, self.digest)
         self._pool = ThreadPoolExecutor(config.num_decode_threads, thread_name_prefix="decode")
         self._stream: ReadAhead | None = None
 

@@ -106,14 +106,32 @@ def test_crashes_and_bad_samples_and_what_a_resume_took_back(tmp_path, check):
 
 
 def test_phases_with_other_batches_and_data(tmp_path, check):
-    write_pictures(str(tmp_path / "small"), [10, 10])
+    """Sample 7 of the first phase is another one than sample 7 of the second, and only that is unreadable."""
+    content = samples(20)
+    content[7] = TarSample("00007", content[7].members | {"png": b"broken"})
+    write_dataset(str(tmp_path / "small"), [content])
     write_pictures(str(tmp_path / "large"), [NUM])
     phase = PhaseConfig(until_samples=21, train=str(tmp_path / "small"), image_size=8, batch_size=3)
-    folder, data = tmp_path / "run", config_of(tmp_path / "large")
+    folder, data = tmp_path / "run", config_of(tmp_path / "large", max_bad_fraction=0.1)
     for die_at in (9, -1):
         train(folder, data, 101, (phase,), die_at)
     code, line = check(folder)
     assert code == 0 and "1 ranks: 1 whole epochs of 20, 2 whole epochs of 30, each" in line
+
+
+def test_a_kill_between_a_commit_and_its_word_in_the_journal(tmp_path, check):
+    write_pictures(str(tmp_path / "shards"), [NUM])
+    train(tmp_path / "run", config_of(tmp_path / "shards"), 60)
+    (path,) = (tmp_path / "run/journal").glob("events-*.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    last = max(n for n, line in enumerate(lines) if json.loads(line)["kind"] == "committed")
+    path.write_text("".join(lines[:last]))
+    code, line = check(tmp_path / "run")
+    assert code == 0 and line.startswith("60 samples in 12 steps")
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    (newest / "manifest.json").write_text("{")
+    code, line = check(tmp_path / "run")
+    assert code == 0 and line.startswith("40 samples in 8 steps"), "as a resume would go on"
 
 
 def alter(folder: Path, change) -> None:

@@ -1,7 +1,5 @@
 """Which shape each picture of a dataset is cut to, by the sizes in the shards' tables. For `tessera-data buckets`."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from pydantic import Field
 
@@ -9,7 +7,10 @@ from data_tools.rows import UNREADABLE, rows_of_shard
 from data_tools.shard_writer import SUCCESS
 from pipeline.config import Config, UserError
 from pipeline.data.buckets import Buckets, nearest_shapes, shapes_near
-from pipeline.data.shards import Manifest
+from pipeline.data.shards import Manifest, ShardRecord
+
+MAX_SHAPES = 256
+"""What one byte a sample can name."""
 
 
 class BucketsConfig(Config):
@@ -27,7 +28,7 @@ def make_buckets(url: str, manifest: Manifest, config: BucketsConfig) -> Buckets
     """The nearest shape of every sample by its aspect ratio; an unreadable one counts as square.
 
     Raises:
-        UserError: no pictures, no shape at all, or a table that does not fit its tar.
+        UserError: no pictures, no shape at all or more than a byte can name, or a table that does not fit its tar.
     """
     if manifest.kind != "images":
         raise UserError(f"{url}: holds {manifest.kind}; buckets are made of pictures")
@@ -36,16 +37,19 @@ def make_buckets(url: str, manifest: Manifest, config: BucketsConfig) -> Buckets
         raise UserError(
             f"--multiple {config.multiple}: no shape of {config.image_size} squared pixels; make it smaller"
         )
-    sizes = np.array(list(_sizes(url, manifest)), dtype=np.int64).reshape(-1, 2)  # [N, 2]
-    return Buckets(manifest.digest, shapes, nearest_shapes(sizes[:, 0], sizes[:, 1], shapes))
+    if len(shapes) > MAX_SHAPES:
+        raise UserError(
+            f"--multiple {config.multiple}: makes {len(shapes)} shapes, {MAX_SHAPES} at most; make it larger"
+        )
+    sizes = (_sizes(url, record) for record in manifest.shards)
+    numbers = [nearest_shapes(heights, widths, shapes) for heights, widths in sizes]
+    return Buckets(manifest.digest, shapes, np.concatenate([np.empty(0, np.uint8), *numbers]))
 
 
-def _sizes(url: str, manifest: Manifest) -> Iterator[tuple[int, int]]:
-    """(height, width) of every sample as it is stored, in the order of the manifest."""
-    for record in manifest.shards:
-        rows = [row for row in rows_of_shard(url, record) if row["status"] in (SUCCESS, UNREADABLE)]
-        if len(rows) != record.num_samples:
-            raise UserError(
-                f"{record.name}: its table does not fit its tar; run `tessera-data validate {url} --repair`"
-            )
-        yield from ((row["height"] or 1, row["width"] or 1) for row in rows)
+def _sizes(url: str, record: ShardRecord) -> np.ndarray:
+    """Heights and widths of a shard's samples as they are stored, int64 [2, n]."""
+    rows = [row for row in rows_of_shard(url, record) if row["status"] in (SUCCESS, UNREADABLE)]
+    if len(rows) != record.num_samples:
+        raise UserError(f"{record.name}: its table does not fit its tar; run `tessera-data validate {url} --repair`")
+    sizes = [(row["height"] or 1, row["width"] or 1) for row in rows]
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2).T

@@ -219,7 +219,7 @@ def _restore(stage: Stage, loader: Batches, checkpoints: Checkpoints, journal: J
     if progress["data"] != loader.digest:
         raise UserError(
             f"this run was trained on the data {progress['data'][:12]}, data.train is {loader.digest[:12]}: "
-            "give the same data, or another run folder"
+            "give the same data (with aspect buckets also the same batch size), or another run folder"
         )
     journal.resumed(progress["samples_seen"])
     state = TrainState(progress["samples_seen"], progress["step"])

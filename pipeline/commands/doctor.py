@@ -45,6 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine, print, and say by the exit code whether a run would fail."""
+    if args.world_size < 1 or args.seconds <= 0:
+        raise UserError(f"--world-size {args.world_size}, --seconds {args.seconds:g}: take more than 0")
     found: list[Finding] = []
     for finding in _examine_data(args) if args.data else examine(_needs(args)):
         found.append(finding)

@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.tracking.journal import FOLDER as JOURNAL
     from pipeline.tracking.report import write_report
 
+    for name, value in (("num-samples", args.num), ("batch-size", args.batch_size), ("image-size", args.image_size)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: take more than 0")
     process = processes.start()
     package = load_package(processes.on_main(process, lambda: resolve(args.model)))
     _refuse_idle(package.kind, args)
@@ -171,7 +174,7 @@ class _Served:
 
     def __iter__(self) -> "Iterator[Batch]":
         everything = self._reader.manifest.num_samples
-        for batch in self._reader.batches(last=min(self._num or everything, everything)):
+        for batch in self._reader.batches(last=everything if self._num is None else min(self._num, everything)):
             self._count += len(batch.sample_ids)
             yield batch
 

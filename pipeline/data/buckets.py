@@ -71,6 +71,8 @@ def load_buckets(url: str, manifest: Manifest) -> Buckets:
     place, remedy = storage.join(url, BUCKETS_NAME), f"make them with `tessera-data buckets {url}`"
     try:
         head = _Head(**storage.read_json(place))
+        if head.schema_version != SCHEMA_VERSION:
+            raise ValueError(head.schema_version)
         data = storage.read_bytes(storage.join(url, BYTES_NAME))
     except FileNotFoundError:
         raise UserError(f"{place}: not found; {remedy}, or set data.aspect_buckets to false") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import Config, UserError
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DataConfig
 from pipeline.data.loader import Loader, sequential
@@ -132,9 +132,11 @@ def open_curriculum(
         batch_size: of the last phase, over all ranks.
 
     Raises:
-        UserError: as `Loader`, for any of the phases.
+        UserError: as `Loader`, for any of the phases; phases that would cut a batch of a bucket.
     """
     ranks = (rank, world_size)
+    if last.aspect_buckets:
+        _check_batches_stay_whole([*((phase.until_samples, phase.batch_size) for phase in earlier), (None, batch_size)])
 
     def phase(until: float, data: DataConfig, size: int) -> Phase:
         loader: Loader | StreamLoader
@@ -152,3 +154,20 @@ def open_curriculum(
 
     opened = [phase(one.until_samples, one.data(last), one.batch_size) for one in earlier]
     return Curriculum([*opened, phase(math.inf, last, batch_size)])
+
+
+def _check_batches_stay_whole(phases: Sequence[tuple[int | None, int]]) -> None:
+    """A bucket's batches begin at multiples of the batch size; a phase that begins elsewhere would mix two shapes.
+
+    Args:
+        phases: (until_samples, batch size) of each; None for the last.
+    """
+    begin = 0
+    for until, batch_size in phases:
+        if begin % batch_size:
+            raise UserError(
+                f"phases: with data.aspect_buckets a phase begins at a multiple of its batch size, but {begin} samples"
+                f" are seen where batches of {batch_size} begin; change until_samples or a batch_size"
+            )
+        if until is not None:
+            begin += max(-(-(until - begin) // batch_size), 0) * batch_size

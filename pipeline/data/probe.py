@@ -7,17 +7,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
 import torch
 
+from pipeline.config import UserError
 from pipeline.data.dataset import DataConfig, make_plan, open_buckets, open_datasets
 from pipeline.data.index import BlockIndex, ShardTable
 from pipeline.data.loader import PLANNED_SAMPLES, Loader
 from pipeline.data.open_reader import open_decoder
 from pipeline.data.plan import Plan
+from pipeline.data.samples import BadSample, Decoded
 from pipeline.data.source import BlockSource
 from pipeline.data.tar import TarSample
 from pipeline.randomness import Draws
@@ -65,9 +68,17 @@ def measure(config: DataConfig, batch_size: int, world_size: int, seconds: float
     network, held = _fetching(index, plan, config, seconds)
     decode = open_decoder(datasets[0], config, Draws(0), buckets)
     samples = held[: 8 * batch_size]
+
+    def decoded(item: tuple[int, TarSample]) -> Decoded | None:
+        with suppress(BadSample):
+            return decode(item[1], 0, item[0])
+        return None
+
     with ThreadPoolExecutor(config.num_decode_threads) as pool:
-        done = list(pool.map(lambda item: decode(item[1], 0, item[0]), samples))
-        decoding = _rate(lambda: len(list(pool.map(lambda item: decode(item[1], 0, item[0]), samples))), seconds)
+        done = [one for one in pool.map(decoded, samples) if one is not None]
+        if not done:
+            raise UserError(f"none of the first {len(samples)} samples decodes; run `tessera-data validate`")
+        decoding = _rate(lambda: len(list(pool.map(decoded, samples))), seconds)
     alike = [one for one in done if one.array.shape == done[0].array.shape][:batch_size]
     copying = _rate(lambda: _copied(decode.stack(alike).images, len(alike)), seconds)
     fed = _feeding(config, batch_size, seconds)

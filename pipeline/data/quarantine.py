@@ -1,7 +1,7 @@
 """The list of unreadable samples: each is written down once, replaced, and too many of them stop the run.
 
-Called by the reader. The file is JSON lines, `{"sample_id", "shard", "place", "reason", "rank", "data"}`, appended to by
-every rank; read again by `tessera-data verify-epoch`.
+Called by the reader. The file is JSON lines, `{"sample_id", "shard", "place", "reason", "rank", "data"}`, appended to
+by every rank; read again by `tessera-data verify-epoch`.
 """
 
 import json

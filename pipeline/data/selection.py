@@ -94,6 +94,8 @@ def load_selection(url: str, manifest: Manifest) -> Selection | None:
     try:
         tree: dict[str, Any] = storage.read_json(place)
         head = _Head(**tree)
+        if head.schema_version != SCHEMA_VERSION:
+            raise ValueError(head.schema_version)
         bits = storage.read_bytes(storage.join(url, BITS_NAME))
     except FileNotFoundError:
         return None

@@ -56,7 +56,7 @@ class StreamLoader:
     Arguments as `Loader`'s.
 
     Raises:
-        UserError: no tars, or a batch size that the ranks do not divide.
+        UserError: no tars, buckets, or a batch size that the ranks do not divide.
     """
 
     def __init__(
@@ -72,6 +72,10 @@ class StreamLoader:
     ) -> None:
         if batch_size % world_size:
             raise UserError(f"batch_size {batch_size} does not divide by {world_size} ranks")
+        if config.aspect_buckets:
+            raise UserError(
+                "data.aspect_buckets: order: stream has no index to sort by; `tessera-data index` makes one"
+            )
         self._urls, self.digest = tar_urls(url), stream_digest(url)
         self._config, self._seed, self._rank, self._world_size = config, seed, rank, world_size
         self._batch_size, self._quarantine = batch_size, Quarantine(quarantine, float("inf"), rank, self.digest)

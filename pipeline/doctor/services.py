@@ -32,17 +32,19 @@ def check_tracking(uri: str | None) -> Finding:
 
 
 def check_data(url: str, config: "DataConfig") -> Finding:
-    """The manifest, and the first sample through the whole chain of reading and decoding."""
-    from pipeline.data.loader import sequential
-    from pipeline.data.shards import load_manifest
+    """The manifest, and the first sample that can be read through the whole chain of reading and decoding."""
+    from pipeline.data.loader import OrderedReader
 
     name = f"data {url}"
     try:
-        count = load_manifest(url).num_samples
-        first = next(sequential(url, config, batch_size=1)).keys[0]
+        with OrderedReader(url, config, batch_size=1) as reader:
+            count = reader.manifest.num_samples
+            first = next((batch.keys[0] for batch in reader.batches() if batch.keys), None)  # bad ones are left out
     except (UserError, OSError) as error:
         found, _, remedy = first_line(error).partition("; ")  # a UserError names its own
         return Finding(name, Status.FAILURE, found, remedy or f"tessera-data validate {url}")
+    if first is None:
+        return Finding(name, Status.FAILURE, f"none of {count} samples decodes", f"tessera-data validate {url}")
     return Finding(name, Status.OK, f"{count} samples; {first} decodes")
 
 

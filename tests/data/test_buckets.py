@@ -1,6 +1,7 @@
 """Aspect buckets: one shape a batch, equal steps, every picture once an epoch of its bucket, nothing dropped."""
 
 import json
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.buckets import BucketsConfig, make_buckets
 from data_tools.commands import buckets as command
 from pipeline.config import UserError
 from pipeline.data.buckets import BatchesOfBuckets, nearest_shapes, shapes_near
+from pipeline.data.curriculum import PhaseConfig, open_curriculum
 from pipeline.data.dataset import DataConfig
 from pipeline.data.loader import Loader
 from pipeline.data.selection import select
@@ -126,6 +129,26 @@ def test_what_does_not_fit_is_refused(url, capsys):
     write_dataset(url, [samples(5)])
     with pytest.raises(UserError, match="made for another state"):
         serve(url, 1)
+
+
+def test_a_phase_that_would_mix_two_shapes_in_a_batch_is_refused(url, capsys):
+    make(url, capsys)
+
+    def opened(until_samples, batch_size):
+        phase = PhaseConfig(until_samples=until_samples, train=url, image_size=24, batch_size=batch_size)
+        return open_curriculum((phase,), config(url), 4, 0, 0, 1)
+
+    with pytest.raises(UserError, match="6 samples are seen where batches of 4 begin"):
+        opened(5, 3)
+    for until_samples, batch_size in ((10, 3), (7, 2), (8, 8)):
+        with closing(opened(until_samples, batch_size)) as curriculum:
+            shapes = [batch.images.shape for batch in islice(curriculum.batches(0), 12)]
+            assert len({shape[2:] for shape in shapes}) > 1
+
+
+def test_more_shapes_than_a_byte_can_name_are_refused(url):
+    with pytest.raises(UserError, match="makes 363 shapes, 256 at most"):
+        make_buckets(url, load_manifest(url), BucketsConfig(image_size=512, multiple=1))
 
 
 def test_models_take_batches_that_are_not_square():

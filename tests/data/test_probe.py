@@ -10,7 +10,8 @@ from pipeline.data.dataset import DataConfig
 from pipeline.data.probe import Speed, measure
 from pipeline.data.selection import select
 from pipeline.data.shards import load_manifest
-from tests.data.small_shards import write_pictures
+from pipeline.data.tar import TarSample
+from tests.data.small_shards import samples, write_dataset, write_pictures
 
 
 @pytest.fixture
@@ -55,3 +56,14 @@ def test_the_command(url, tmp_path, capsys):
     assert "samples/s, bound by" in speed["found"] and "bytes fetched over bytes used 1.00" in speed["found"]
     code, findings = run(capsys, "--data", str(tmp_path / "none"))
     assert code == 1 and len(findings) == 1
+
+
+def test_pictures_that_do_not_decode_do_not_end_it(tmp_path, capsys):
+    content = samples(200)
+    for n in (0, 30):
+        content[n] = TarSample(content[n].key, content[n].members | {"png": b"broken"})
+    write_dataset(str(tmp_path), [content])
+    code, (whole, speed) = run(capsys, "--data", str(tmp_path))
+    assert (code, speed["status"]) == (0, "ok") and whole["found"] == "200 samples; 00001 decodes"
+    write_dataset(str(tmp_path), [content[:1]])
+    assert run(capsys, "--data", str(tmp_path))[0] == 1

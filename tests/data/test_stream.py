@@ -100,6 +100,11 @@ def test_only_what_has_a_manifest_is_asked_for_one() -> None:
     assert DataConfig(train="tars", validation="shards").urls == ["tars", "shards"]
 
 
+def test_buckets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.aspect_buckets: order: stream has no index"):
+        open_stream(tars(tmp_path / "s"), aspect_buckets=True)
+
+
 def test_a_run_trains_on_a_stream(tmp_path: Path) -> None:
     plain = tmp_path / "plain"  # the tars alone: what anybody's are
     plain.mkdir()

@@ -29,7 +29,7 @@ class BatchReader(Protocol):
     """What the thread reads with: `reader.SampleReader` by index, `stream.StreamReader` from a stream."""
 
     def prefetch(self, slots: Slots) -> None:
-        """A later batch will ask for these."""
+        """Later batches will ask for these."""
         ...
 
     def read(self, slots: Slots, substitute: Substitute | None) -> Batch:
@@ -100,9 +100,9 @@ def _produce(
     ahead = 1  # the first batch does not wait for the blocks of later ones
     try:
         while not stop.is_set():
-            for slots in islice(plan, ahead - len(planned)):
-                reader.prefetch(slots)
-                planned.append(slots)
+            fresh = list(islice(plan, ahead - len(planned)))
+            reader.prefetch([slot for slots in fresh for slot in slots])
+            planned += fresh
             if not planned:
                 break
             _hand_over(reader.read(planned.popleft(), substitute), ready, stop)

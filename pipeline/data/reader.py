@@ -55,7 +55,7 @@ class SampleReader:
         return self._source.ranged.num_bytes
 
     def prefetch(self, slots: Slots) -> None:
-        """Begin to fetch the blocks of a later batch."""
+        """Begin to fetch the blocks of later batches."""
         self._source.prefetch(dict.fromkeys(self._index.block_of(slot.place) for slot in slots))
 
     def read(self, slots: Slots, substitute: Substitute | None) -> Batch:

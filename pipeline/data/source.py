@@ -1,10 +1,10 @@
 """Blocks of samples from local files or object storage, fetched ahead by a pool of threads, in bounded memory.
 
 One block is one ranged read, or a few where its samples are not neighbours; neighbouring blocks that are wanted at
-the same time share a read, as in one pass in order or in a small dataset. Failures of the store are tried again and
-then stop the run (`ranged.py`): a substitute for them would make the stream depend on the weather. Bytes that arrive
-but are not a tar are another matter: the block counts as damaged, and the reader replaces its samples. Called by the
-reader.
+the same time share a read, as by a large batch in order or in a small dataset. Failures of the store are tried again
+and then stop the run (`ranged.py`): a substitute for them would make the stream depend on the weather. Bytes that
+arrive but are not a tar are another matter: the block counts as damaged, and the reader replaces its samples. Called by
+the reader.
 """
 
 from collections import OrderedDict

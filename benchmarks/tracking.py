@@ -161,7 +161,8 @@ def _watch(trainer: psutil.Popen, server: Server, state: str) -> Span:
 
 
 def _rows(spans: list[Span]) -> Iterator[str]:
-    """A line for each state; a ratio is that of a span to the mean of the `up` before and after it."""
+    """A line for each state: medians of its steps, and ratios of its spans to the mean of the `up` before and after."""
+    up = statistics.median(step for span in spans if span.state == "up" for step in span.steps)
     for state in dict.fromkeys(STATES):
         places = [i for i, span in enumerate(spans) if span.state == state and span.steps]
         wall = statistics.median(step for i in places for step in spans[i].steps)
@@ -170,7 +171,8 @@ def _rows(spans: list[Span]) -> Iterator[str]:
         if state != "up":
             clock = sorted(_ratio([statistics.median(span.steps) for span in spans[i - 1 : i + 2]]) for i in places)
             work = statistics.median(_ratio([span.cpu_per_step for span in spans[i - 1 : i + 2]]) for i in places)
-            line += f"; to `up` {statistics.median(clock):.3f} (from {clock[0]:.3f} to {clock[-1]:.3f}) and {work:.3f}"
+            line += f", {wall / up:.3f} of `up`; by spans {statistics.median(clock):.3f} and {work:.3f}"
+            line += f" (from {clock[0]:.3f} to {clock[-1]:.3f})"
         yield f"{line}; {sum(len(spans[i].steps) for i in places)} steps in {len(places)} spans"
 
 

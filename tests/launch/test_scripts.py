@@ -119,6 +119,7 @@ class Cluster:
         self._command("sinfo", 'printf "1\n2\n"')  # three nodes are up
         self._command("srun", f'echo "srun $1 $HEAD $PORT $SRUN_CPUS_PER_TASK" >> "$LOG"\n{step}')
         (job.run / "checkpoints/gen-000001").mkdir(parents=True)
+        (job.run / "checkpoints/gen-000001/manifest.json").touch()
         job.folder.mkdir()
 
     def _command(self, name: str, body: str) -> None:
@@ -147,7 +148,7 @@ class Cluster:
 
 
 SAVE_WHEN_STOPPED = """until [ -e "$TESSERA_STOP_FILE" ]; do sleep 0.05; done
-mkdir -p {new}; echo saved >> "$LOG"; exit 1"""
+mkdir -p {new}; touch {new}/manifest.json; echo saved >> "$LOG"; exit 1"""
 
 
 def stop_at_time_limit(cluster: Cluster) -> tuple[int, str]:
@@ -193,9 +194,17 @@ def test_three_starts_in_a_row_without_a_new_checkpoint_end_the_requeues(tmp_pat
     assert cluster.calls().count("scontrol requeue 30007") == 3
 
 
-def test_a_failure_after_a_new_checkpoint_is_always_requeued(tmp_path: Path) -> None:
+def test_a_generation_that_never_counted_is_no_progress(tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", num_nodes=2)
     cluster = Cluster(tmp_path, job, f"mkdir -p {job.run}/checkpoints/gen-00000$STEP; exit 1")
+    assert [cluster.end(STEP=str(step))[0] for step in (2, 3, 4)] == [0, 0, 1]
+
+
+def test_a_failure_after_a_new_checkpoint_is_always_requeued(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", num_nodes=2)
+    new = f"{job.run}/checkpoints/gen-00000$STEP"
+    cluster = Cluster(tmp_path, job, f"mkdir -p {new}; touch {new}/manifest.json; exit 1")
+    (job.run / "checkpoints/quarantine").mkdir()  # its name sorts behind those of the generations
     assert [cluster.end(STEP=str(step)) for step in range(2, 7)] == [(0, "")] * 5
     assert cluster.calls().count("scontrol requeue 30007") == 5
 

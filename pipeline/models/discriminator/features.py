@@ -71,6 +71,8 @@ class FrozenVgg(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
         width = 3
         for number, channels in enumerate(channels for row in STAGES for channels in row):
             self.register_buffer(f"weight_{number}", torch.zeros(channels, width, 3, 3), persistent=False)
@@ -85,13 +87,14 @@ class FrozenVgg(nn.Module):
             )
         state = torch.load(file, map_location="cpu", weights_only=True)
         found = [tensor for name, tensor in state.items() if name.startswith("features.")]
-        if [tensor.shape for tensor in found] != [buffer.shape for buffer in self.buffers()]:
+        buffers = [buffer for name, buffer in self.named_buffers() if name not in ("shift", "scale")]
+        if [tensor.shape for tensor in found] != [buffer.shape for buffer in buffers]:
             raise UserError(f"discriminator.file {file}: not torchvision's VGG16; {REMEDY}")
-        for buffer, tensor in zip(self.buffers(), found, strict=True):
+        for buffer, tensor in zip(buffers, found, strict=True):
             buffer.copy_(tensor)
 
     def forward(self, images: Tensor) -> list[Tensor]:  # [B, 3, H, W] in [-1, 1]
-        shift, scale = (images.new_tensor(values)[:, None, None] for values in (SHIFT, SCALE))
+        shift, scale = (self.get_buffer(name).to(images.dtype) for name in ("shift", "scale"))
         x, number, seen = (images - shift) / scale, 0, []
         for stage, row in enumerate(STAGES):
             x = F.max_pool2d(x, 2) if stage else x

@@ -12,12 +12,13 @@ from pipeline.diffusion.objective import ObjectiveConfig, build_objective
 from pipeline.diffusion.sampling import SamplerName, SamplingConfig
 from pipeline.evaluate.grid import captioned_grid
 from pipeline.generate import Generator
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.condition import InpaintConfig, UpscaleConfig
 from pipeline.models.latent_diffusion import LatentDiffusionConfig, build_latent_diffusion
 from pipeline.models.text import TrainableTextConfig
 from pipeline.models.unet import UNetConfig
 from pipeline.randomness import Purpose
+from tests.small_autoencoder import small_autoencoder
 
 CONFIG = LatentDiffusionConfig(
     unet=UNetConfig(
@@ -34,16 +35,7 @@ CONFIG = LatentDiffusionConfig(
     objective=ObjectiveConfig(prediction="v"),
     sampling=SamplingConfig(num_steps=4, guidance_scale=3.0),
 )
-AUTOENCODER = AutoencoderConfig(
-    channels=8,
-    channel_multipliers=(1, 1, 1),
-    num_res_blocks=1,
-    mid_attention=False,
-    norm_groups=4,
-    latent_channels=4,
-    embedding_dim=4,
-    resolution=32,
-)
+AUTOENCODER = small_autoencoder(channel_multipliers=(1, 1, 1), resolution=32)
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 
 

@@ -93,8 +93,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--mask, --outpaint and --strength need a picture to start from: give --init-image")
     if args.mask and args.outpaint:
         raise UserError("--mask and --outpaint: one of them says what is to be painted")
-    if args.num < 1 or (args.outpaint is not None and args.outpaint < 1):
-        raise UserError(f"--num {args.num}, --outpaint {args.outpaint}: give at least 1")
+    for name, value in (("num", args.num), ("outpaint", args.outpaint), ("size", args.size)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: give at least 1")
 
 
 def _given(args: argparse.Namespace) -> "tuple[np.ndarray | None, np.ndarray | None]":

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint.store import CheckpointStore
-from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.engine import Engine
-from pipeline.distributed.process import Process, mean_of_floats, start
+from pipeline.distributed.process import mean_of_floats, start
 from tests.checkpoint.saving import save_now
-from tests.distributed.toys import assemble, distance, images, make_engine
+from tests.checkpoint.two_engines import TwoEngines
+from tests.distributed.toys import distance, images
 from tests.ranks import run_ranks
 
 RANKS, VARIANTS = (1, 2, 3, 4), ("accelerate", "zero0", "zero1", "zero2", "zero3")
@@ -23,15 +22,8 @@ GLOBAL_BATCH = 12
 BEFORE, AFTER = range(3), range(3, 13)
 
 
-class Run:
-    """Two engines and an average, as a stage has them, on one topology."""
-
-    def __init__(self, variant: str, process: Process, folder: Path) -> None:
-        self.process = process
-        self.engines = [make_engine(variant, process, seed) for seed in (0, 1)]
-        self.ema = Ema(self.engines[0], EmaConfig(decay=0.9))
-        self.parts = {"first": self.engines[0], "second": self.engines[1], "first_ema": self.ema}
-        self.store = CheckpointStore(folder, process)
+class Run(TwoEngines):
+    """Trained on the same pictures by any number of ranks."""
 
     def train(self, steps: range) -> float:
         """Mean loss of the last step over both engines and all ranks."""
@@ -46,10 +38,6 @@ class Run:
         engine.backward(loss)
         engine.step(1e-2 / (1 + step))
         return float(loss.detach())
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Every weight, moment, buffer and average, whole."""
-        return {f"{name}/{key}": value for name, part in self.parts.items() for key, value in assemble(part).items()}
 
 
 def save_all(root: Path) -> None:

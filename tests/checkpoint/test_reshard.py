@@ -9,34 +9,24 @@ import torch
 
 from pipeline.checkpoint.reader import read_tensors
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.distributed.ema import Ema, EmaConfig
 from pipeline.distributed.engine import Engine, EngineConfig, build_engine
-from pipeline.distributed.process import Process, start
+from pipeline.distributed.process import start
 from tests.checkpoint.saving import save_now
-from tests.distributed.toys import OPTIM, VARIANTS, assemble, distance, make_engine, train_engine
+from tests.checkpoint.two_engines import TwoEngines
+from tests.distributed.toys import OPTIM, VARIANTS, assemble, distance, train_engine
 from tests.ranks import run_ranks
 
 BEFORE, AFTER = range(3), range(3, 5)
 
 
-class Training:
-    """Two engines and an average, as a stage has them."""
-
-    def __init__(self, variant: str, process: Process, folder: Path) -> None:
-        self.process = process
-        self.engines = [make_engine(variant, process, seed) for seed in (0, 1)]
-        self.ema = Ema(self.engines[0], EmaConfig(decay=0.9))
-        self.parts = {"first": self.engines[0], "second": self.engines[1], "first_ema": self.ema}
-        self.store = CheckpointStore(folder, process)
+class Training(TwoEngines):
+    """Trained on pictures of each rank's own."""
 
     def run(self, steps: range) -> None:
         for step in steps:
             for engine in self.engines:
                 train_engine(engine, range(step, step + 1), self.process)
             self.ema.update()
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {f"{name}/{key}": value for name, part in self.parts.items() for key, value in assemble(part).items()}
 
 
 def save_all(root: Path, variants: list[str]) -> None:

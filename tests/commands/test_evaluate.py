@@ -19,23 +19,15 @@ from pipeline.data.selection import Selection
 from pipeline.data.transforms import to_model, to_uint8
 from pipeline.evaluate.inception import inception
 from pipeline.evaluate.reconstruction import psnr
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.storage import sha256_of
 from pipeline.torchvision_shim import declare_missing_operators
 from tests.data.small_shards import picture, write_pictures
 from tests.formula import formula_tensors
 from tests.ranks import run_ranks
+from tests.small_autoencoder import small_autoencoder
 
-CONFIG = AutoencoderConfig(
-    channels=8,
-    channel_multipliers=(1, 2),
-    num_res_blocks=1,
-    mid_attention=False,
-    norm_groups=2,
-    latent_channels=4,
-    embedding_dim=4,
-    resolution=16,
-)
+CONFIG = small_autoencoder(norm_groups=2)
 NUM_PICTURES, LEFT_OUT = 9, 4
 
 

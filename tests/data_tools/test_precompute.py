@@ -17,24 +17,16 @@ from pipeline.data.loader import DataConfig, Loader, OrderedReader, sequential
 from pipeline.data.shards import load_manifest
 from pipeline.data.tar import TarSample
 from pipeline.data.transforms import to_model
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.packaged import load_autoencoder
 from pipeline.models.text import TextTower, TrainableTextConfig, build_text_tower
 from pipeline.randomness import Draws
 from pipeline.stages.diffusion_inputs import Inputs
 from tests.data.small_shards import samples, write_dataset, write_pictures
+from tests.small_autoencoder import small_autoencoder
 
 CPU = torch.device("cpu")
-MODEL = AutoencoderConfig(
-    channels=8,
-    channel_multipliers=(1, 2),
-    num_res_blocks=1,
-    mid_attention=False,
-    norm_groups=4,
-    latent_channels=3,
-    embedding_dim=3,
-    resolution=16,
-)
+MODEL = small_autoencoder(latent_channels=3, embedding_dim=3)
 COUNTS = [7, 0, 12, 5]
 
 

@@ -6,20 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import UserError
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.autoencoder.tiling import tiled
 from tests.formula import formula
+from tests.small_autoencoder import small_autoencoder
 
-CONFIG = AutoencoderConfig(
-    channels=8,
-    channel_multipliers=(1, 2),
-    num_res_blocks=1,
-    mid_attention=False,
-    norm_groups=1,
-    latent_channels=4,
-    embedding_dim=4,
-    resolution=64,
-)
+CONFIG = small_autoencoder(norm_groups=1, resolution=64)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 24), (16, 64), (17, 33), (16, 16)])

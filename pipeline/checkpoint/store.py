@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from pipeline.checkpoint.generation import (
     MANIFEST,
     QUARANTINE,
@@ -62,7 +60,8 @@ class _Save:
     folder: Path
     progress: dict[str, Any]
     scalars: dict[str, dict[str, Any]]
-    file: Future[tuple[FileRecord, bool]]
+    file: Future[FileRecord]
+    copy: Future[bool]
     stall_seconds: float
 
 
@@ -103,15 +102,16 @@ class CheckpointStore:
         folder = on_main(self.process, self._begin)
         on_every_rank(lambda: self._take(parts))
         random = random_state(self.process.device)
-        file = self._thread.submit(self._write, folder, self._snapshot, random)
+        file = self._thread.submit(write_rank_file, folder, self.process.rank, self._snapshot, random)
+        copy = self._thread.submit(self._copy, folder, file)
         scalars = {name: part.scalars() for name, part in parts.items()}
-        self._save = _Save(folder, dict(progress), scalars, file, time.monotonic() - began)
+        self._save = _Save(folder, dict(progress), scalars, file, copy, time.monotonic() - began)
 
     @property
     def written(self) -> bool:
         """True when this rank's share of the save in flight is on disk, or has failed: `commit` will not wait for it.
         Ranks see it at different moments: agree before acting on it."""
-        return self._save is not None and self._save.file.done()
+        return self._save is not None and self._save.file.done() and self._save.copy.done()
 
     def commit(self) -> Committed | None:
         """Wait until every rank has written its share, and make the generation count. Collective.
@@ -126,7 +126,10 @@ class CheckpointStore:
             return None
         self._save, began = None, time.monotonic()
         files = on_every_rank(save.file.result)
-        on_main(self.process, lambda: self._commit(save, files))
+        on_main(self.process, lambda: with_retries(lambda: commit(save.folder, save.progress, save.scalars, files)))
+        copied = all(on_every_rank(save.copy.result))  # it counts already: a store that hangs costs the copy alone
+        if self.process.is_main:
+            self._last_job = self._thread.submit(self._tidy, save.folder, copied)
         stall_seconds = save.stall_seconds + time.monotonic() - began
         return Committed(number_of(save.folder), save.progress, stall_seconds)
 
@@ -167,15 +170,9 @@ class CheckpointStore:
         self.settle()  # the thread may still make the buffers
         self._snapshot = self._staging.take(parts)
 
-    def _write(self, folder: Path, snapshot: Snapshot, random: dict[str, Tensor]) -> tuple[FileRecord, bool]:
-        """In the thread: this rank's file, and whether the mirror has it as well."""
-        record = write_rank_file(folder, self.process.rank, snapshot, random)
-        return record, self.mirror is not None and self.mirror.put(folder, record.name)
-
-    def _commit(self, save: _Save, files: list[tuple[FileRecord, bool]]) -> None:
-        records = [record for record, _ in files]
-        with_retries(lambda: commit(save.folder, save.progress, save.scalars, records))
-        self._last_job = self._thread.submit(self._tidy, save.folder, all(mirrored for _, mirrored in files))
+    def _copy(self, folder: Path, file: Future[FileRecord]) -> bool:
+        """In the thread, behind the writing of this rank's file: whether the mirror has it as well."""
+        return self.mirror is not None and file.exception() is None and self.mirror.put(folder, file.result().name)
 
     def _tidy(self, folder: Path, is_mirrored: bool) -> None:
         """In the thread of rank 0, after a commit."""

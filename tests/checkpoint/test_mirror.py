@@ -1,12 +1,15 @@
 """Generations copied to another place: what counts there, what a lost run folder gets back, and outages."""
 
 import shutil
+import threading
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from pipeline import storage
+from pipeline.checkpoint.generation import committed
 from pipeline.checkpoint.mirror import Mirror
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import UserError
@@ -43,6 +46,24 @@ def check_round_trip(folder: Path, url: str) -> None:
 
 def test_a_folder_as_the_other_place(tmp_path: Path) -> None:
     check_round_trip(tmp_path / "disk", str(tmp_path / "mirror"))
+
+
+def test_it_counts_on_the_disk_before_the_copy_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs while a run is told to stop must not cost what lies whole on the disk."""
+    disk, hangs, real = tmp_path / "disk", threading.Event(), Mirror.put
+    monkeypatch.setattr(Mirror, "put", lambda *args: hangs.wait(60) and real(*args))
+    store = CheckpointStore(disk, Process(), mirror=str(tmp_path / "mirror"))
+    store.save({"value": 1}, {"counter": Counter(1)})
+    stopping = threading.Thread(target=store.commit)
+    stopping.start()
+    while not committed(disk):
+        assert stopping.is_alive()
+        time.sleep(0.01)
+    assert not store.written and stopping.is_alive() and Mirror(str(tmp_path / "mirror")).committed() == []
+    hangs.set()
+    stopping.join()
+    store.settle()
+    assert Mirror(str(tmp_path / "mirror")).committed() == [1]
 
 
 def test_snapshots_outlive_the_disk(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)  ## the main job from drawn pictures to a promoted model; again = go on
 	@$(BIN)/python -m launch.demo
 
-test: $(STAMP)  ## the tests, in about twelve minutes on two cores; what this machine lacks is skipped and named
+test: $(STAMP)  ## the tests, in about sixteen minutes on two cores; what this machine lacks is skipped and named
 	@$(BIN)/python -m pytest -q -rs
 
 test-slow: $(STAMP)  ## the tests that take minutes each

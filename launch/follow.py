@@ -11,6 +11,8 @@ ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 """States that Slurm does not leave again; a requeued job is PENDING or REQUEUED in between."""
 
 POLL_SECONDS = 2.0
+NUM_SILENT = 5
+"""Answers without the job, in a row, after which it is gone: a busy controller sometimes gives none."""
 
 
 def follow(number: str, log: Path, poll_seconds: float = POLL_SECONDS) -> int:
@@ -19,12 +21,13 @@ def follow(number: str, log: Path, poll_seconds: float = POLL_SECONDS) -> int:
     Returns:
         The exit code for the console: done for a completed job. Ctrl-C stops the looking, not the job.
     """
-    shown = 0
+    shown = num_silent = 0
     try:
         while True:
             state = state_of(number)
             shown += _print_from(log, shown)
-            if state is None or state in ENDED:
+            num_silent = num_silent + 1 if state is None else 0
+            if state in ENDED or num_silent == NUM_SILENT:
                 print(f"job {number}: {state or 'no longer known to Slurm'}", file=sys.stderr)
                 return EXIT_DONE if state == "COMPLETED" else EXIT_FAILED
             time.sleep(poll_seconds)

@@ -146,11 +146,11 @@ def test_a_part_that_fails_is_queued_again(tool: str, starts: int, again: bool, 
 def test_following_shows_every_start_until_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log, states = tmp_path / "slurm-7.out", iter(["PENDING", "RUNNING", "REQUEUED", "RUNNING", "COMPLETED"])
+    log, states = tmp_path / "slurm-7.out", iter(["PENDING", "RUNNING", None, None, "REQUEUED", "RUNNING", "COMPLETED"])
 
-    def state_of(number: str) -> str:
+    def state_of(number: str) -> str | None:
         state = next(states)
-        if state != "PENDING":
+        if state not in (None, "PENDING"):
             with log.open("a") as file:
                 file.write(f"{state}\n")
         return state

@@ -2,14 +2,18 @@
 
     PEERS_PYTHON=... python -m benchmarks.loading_s3 [FOLDER] [NUM] [ROUNDS]
 
-FOLDER is as that of `benchmarks.loading`. The server is OpenStack Swift with a cache of accounts and containers, as
-installed ones have; its own CPU time does not count. webdataset reads through curl, as its documentation has it; the
+FOLDER is as that of `benchmarks.loading`. The server is OpenStack Swift with memcached (Debian's package), as installed
+ones have; their CPU time does not count. webdataset reads through curl, as its documentation has it; the
 other peers keep copies on disk and are not raced here.
 """
 
+import getpass
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +23,7 @@ from benchmarks.loaders import title
 from benchmarks.loading import prepare, run_side
 from pipeline import storage
 from tests.faulty_proxy import FaultyProxy
+from tests.ranks import free_port
 from tests.s3_server import start
 
 NAMES = ("ours", "webdataset")
@@ -32,8 +37,8 @@ def main() -> None:
     rounds = int(sys.argv[3]) if sys.argv[3:] else 5
     prepare(root, wanted)
     num = len(list((root / "pictures").glob("*.jpg")))
-    with tempfile.TemporaryDirectory() as folder:
-        server = start(Path(folder), cached=True)
+    with tempfile.TemporaryDirectory() as folder, memcached() as cache:
+        server = start(Path(folder), cache)
         try:
             with FaultyProxy(server.ports["proxy"], delay_seconds=0.03) as proxy:
                 os.environ |= server.environment() | {"AWS_ENDPOINT_URL_S3": proxy.url}
@@ -41,6 +46,17 @@ def main() -> None:
                 report([(name, run_side(name, root, num)) for _ in range(rounds) for name in NAMES], rounds)
         finally:
             server.stop()
+
+
+@contextmanager
+def memcached() -> Iterator[str]:
+    """One of its own; its host and port."""
+    port = free_port()
+    with subprocess.Popen(["memcached", "-l", "127.0.0.1", "-p", str(port), "-u", getpass.getuser()]) as process:
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 def upload(shards: Path) -> dict[str, str]:

@@ -24,14 +24,17 @@ from pipeline.stages.autoencoder import AutoencoderStageConfig
 from pipeline.stages.diffusion import DiffusionStageConfig
 
 GPU_NAMES = {
-    "A100": "a100",
-    "H100 80GB HBM3": "h100",  # the SXM form; the others of that name are slower
-    "H200": "h200",
-    "B200": "b200",
-    "L40S": "l40s",
-    "RTX 4090": "rtx4090",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-PCIE-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
 }
-"""What torch calls a device, in part, and its row in `GPUS`."""
+"""What torch calls a device, and its row in `GPUS`; other forms of these (H100 PCIe, H200 NVL, 4090 D) are slower."""
 
 
 def peak_flops(device: torch.device, bf16: bool, peak_tflops: float | None) -> float | None:
@@ -48,9 +51,9 @@ def peak_flops(device: torch.device, bf16: bool, peak_tflops: float | None) -> f
 
 def peak_by_name(name: str, bf16: bool) -> float | None:
     """The same for a GPU, by what torch calls it."""
-    row = next((GPUS[kind] for part, kind in GPU_NAMES.items() if part in name), None)
-    if row is None:
+    if name not in GPU_NAMES:
         return None
+    row = GPUS[GPU_NAMES[name]]
     return (row.bf16_tflops if bf16 else row.fp32_tflops) * 1e12
 
 

@@ -65,7 +65,8 @@ use = egg:swift#proxy
 account_autocreate = true
 """
 CACHE = """[filter:cache]
-paste.filter_factory = tests.swift_cache:filter_factory
+use = egg:swift#memcache
+memcache_servers = {memcached}
 """
 SWIFT_CONF = """[swift-hash]
 swift_hash_path_suffix = tests
@@ -161,11 +162,11 @@ class S3Server:
         self.processes.clear()
 
 
-def start(folder: Path, cached: bool = False) -> S3Server:
+def start(folder: Path, memcached: str | None = None) -> S3Server:
     """A server with its data under `folder`.
 
     Args:
-        cached: it remembers accounts and containers, as one with memcached beside it.
+        memcached: host and port of one, in which it remembers accounts and containers, as installed ones do.
 
     Raises:
         OSError: the folder's disk has no extended attributes, in which Swift keeps what it knows.
@@ -181,8 +182,8 @@ def start(folder: Path, cached: bool = False) -> S3Server:
         if name == "proxy":
             simple = "".join(f"[filter:{kind}]\nuse = egg:swift#{kind}\n" for kind in FILTERS)
             own = PROXY.format(account=account, user=user, secret=SECRET) + simple
-            if cached:
-                own = own.replace("healthcheck ", "healthcheck cache ", 1) + CACHE
+            if memcached is not None:
+                own = own.replace("healthcheck ", "healthcheck cache ", 1) + CACHE.format(memcached=memcached)
         common = COMMON.format(port=ports[name], folder=folder, user=getpass.getuser())
         (folder / f"{name}-server.conf").write_text(common + own)
     subprocess.run([sys.executable, "-c", RINGS, str(folder), json.dumps(ports)], check=True)

@@ -16,21 +16,11 @@ from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.condition import InpaintConfig, UpscaleConfig
 from pipeline.models.latent_diffusion import LatentDiffusionConfig, build_latent_diffusion
 from pipeline.models.text import TrainableTextConfig
-from pipeline.models.unet import UNetConfig
 from pipeline.randomness import Purpose
-from tests.small_autoencoder import small_autoencoder
+from tests.small_models import small_autoencoder, small_unet
 
 CONFIG = LatentDiffusionConfig(
-    unet=UNetConfig(
-        latent_channels=4,
-        channels=16,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_factors=(2,),
-        num_heads=2,
-        context_dim=16,
-        num_groups=8,
-    ),
+    unet=small_unet(),
     text=TrainableTextConfig(width=16, num_layers=1, num_heads=2, context_length=12),
     objective=ObjectiveConfig(prediction="v"),
     sampling=SamplingConfig(num_steps=4, guidance_scale=3.0),

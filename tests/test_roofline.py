@@ -9,7 +9,8 @@ from pipeline.config import UserError
 from pipeline.data.dataset import DataConfig
 from pipeline.experiment import load_experiment
 from pipeline.pace import Pace, TrainState
-from pipeline.roofline import peak_by_name, peak_flops, peak_of_phases, step_parts
+from pipeline.plan.estimate import GPUS
+from pipeline.roofline import GPU_NAMES, peak_by_name, peak_flops, peak_of_phases, step_parts
 from pipeline.tracking.journal import read_events
 from tests.runs import ROOT, drawn_shards, run
 
@@ -20,6 +21,7 @@ def test_peaks() -> None:
     assert peak_by_name("NVIDIA A100-SXM4-80GB", bf16=True) == 312e12
     assert peak_by_name("NVIDIA H200", bf16=False) == 67e12
     assert peak_by_name("NVIDIA H100 PCIe", bf16=True) is None, "slower than the form in the table"
+    assert set(GPU_NAMES.values()) == set(GPUS)
     assert peak_flops(CPU, True, None) is None and peak_flops(CPU, True, 2.5) == 2.5e12
     with pytest.raises(UserError, match="peak_tflops"):
         load_experiment(ROOT / "configs/autoencoder/debug.yaml", ["process.peak_tflops=0"])

@@ -63,6 +63,8 @@ class _Save:
     file: Future[FileRecord]
     copy: Future[bool]
     stall_seconds: float
+    counts: bool = False
+    """It is committed; only its copy on the mirror is not known to be whole."""
 
 
 class CheckpointStore:
@@ -97,8 +99,9 @@ class CheckpointStore:
         Raises:
             RankError, OSError: a rank could not begin; what was there before is still good.
         """
-        assert self._save is None, "commit the save before"
+        assert self._save is None or self._save.counts, "commit the save before"
         began = time.monotonic()
+        self._end_copy()
         folder = on_main(self.process, self._begin)
         on_every_rank(lambda: self._take(parts))
         random = random_state(self.process.device)
@@ -109,32 +112,50 @@ class CheckpointStore:
 
     @property
     def written(self) -> bool:
-        """True when this rank's share of the save in flight is on disk, or has failed: `commit` will not wait for it.
-        Ranks see it at different moments: agree before acting on it."""
-        return self._save is not None and self._save.file.done() and self._save.copy.done()
+        """True when this rank's share of the save in flight is on disk, or has failed: `commit` will not wait for it;
+        and again when the mirror has it as well. Ranks see it at different moments: agree before acting on it."""
+        return self._save is not None and (self._save.copy if self._save.counts else self._save.file).done()
 
     def commit(self) -> Committed | None:
-        """Wait until every rank has written its share, and make the generation count. Collective.
+        """Wait until every rank has written its share, and make the generation count; called again, its copy.
+
+        Collective. So a mirror that hangs costs the copy alone.
 
         Returns:
-            None when no save is in flight.
+            None when no save is in flight, or only a copy.
 
         Raises:
             RankError, OSError: a rank could not write; what was there before is still good.
         """
         if (save := self._save) is None:
             return None
+        if save.counts:
+            self._end_copy()
+            return None
         self._save, began = None, time.monotonic()
         files = on_every_rank(save.file.result)
         on_main(self.process, lambda: with_retries(lambda: commit(save.folder, save.progress, save.scalars, files)))
-        copied = all(on_every_rank(save.copy.result))  # it counts already: a store that hangs costs the copy alone
-        if self.process.is_main:
-            self._last_job = self._thread.submit(self._tidy, save.folder, copied)
+        self._save, save.counts = save, True
+        if self.mirror is None:
+            self._end_copy()
         stall_seconds = save.stall_seconds + time.monotonic() - began
         return Committed(number_of(save.folder), save.progress, stall_seconds)
 
     def settle(self) -> None:
-        """Return when this rank's thread has nothing left to do, and raise what failed there since."""
+        """Return when the threads have nothing left to do, and raise what failed there since. Collective."""
+        self._end_copy()
+        self._wait()
+
+    def _end_copy(self) -> None:
+        """Of what counts already: wait until the mirror has it, if it ever will, and then for nothing more."""
+        if (save := self._save) is not None and save.counts:
+            self._save = None
+            copied = self.mirror is not None and all(on_every_rank(save.copy.result))
+            if self.process.is_main:
+                self._last_job = self._thread.submit(self._tidy, save.folder, copied)
+
+    def _wait(self) -> None:
+        """Until this rank's thread has done its last job beside the saves."""
         if self._last_job is not None:
             self._last_job.result()
 
@@ -159,7 +180,7 @@ class CheckpointStore:
 
     def _begin(self) -> Path:
         """A fresh folder; numbers are never used twice, also not those of damaged generations."""
-        self.settle()  # a removal that still goes on would take the fresh folder along
+        self._wait()  # a removal that still goes on would take the fresh folder along
         taken = [number_of(path) for path in folders(self.directory) + folders(self.directory / QUARANTINE)]
         folder = folder_of(self.directory, max(taken, default=0) + 1)
         folder.mkdir(parents=True)
@@ -167,7 +188,7 @@ class CheckpointStore:
         return folder
 
     def _take(self, parts: Mapping[str, Stateful]) -> None:
-        self.settle()  # the thread may still make the buffers
+        self._wait()  # the thread may still make the buffers
         self._snapshot = self._staging.take(parts)
 
     def _copy(self, folder: Path, file: Future[FileRecord]) -> bool:

@@ -6,6 +6,7 @@ arithmetic did: on a GPU its kernels on all streams, on a CPU gloo's operations 
 Waiting for a slower rank is part of it. Called by `pipeline.pace`.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -69,25 +70,17 @@ def spans_of(events: Iterable[Any]) -> tuple[list[Span], list[Span]]:
 
 def exposed_seconds(collectives: Iterable[Span], arithmetic: Iterable[Span]) -> float:
     """How long at least one of `collectives` went on while none of `arithmetic` did; spans may overlap in any way."""
-    exchanges = merged(collectives)
-    busy = merged(arithmetic)
-    hidden = sum(
-        max(0.0, min(end, other_end) - max(begin, other_begin))
-        for begin, end in exchanges
-        for other_begin, other_end in busy
-    )
-    return sum(end - begin for begin, end in exchanges) - hidden
+    busy = list(arithmetic)
+    return covered_seconds([*busy, *collectives]) - covered_seconds(busy)
 
 
-def merged(spans: Iterable[Span]) -> list[Span]:
-    """The same moments as spans that do not touch, in order."""
-    found: list[Span] = []
+def covered_seconds(spans: Iterable[Span]) -> float:
+    """How long at least one of `spans` went on."""
+    covered, until = 0.0, -math.inf
     for begin, end in sorted(spans):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        else:
-            found.append((begin, end))
-    return found
+        covered += max(end - max(begin, until), 0.0)
+        until = max(until, end)
+    return covered
 
 
 def _activities() -> list[ProfilerActivity]:

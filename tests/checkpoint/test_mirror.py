@@ -49,21 +49,26 @@ def test_a_folder_as_the_other_place(tmp_path: Path) -> None:
 
 
 def test_it_counts_on_the_disk_before_the_copy_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that hangs while a run is told to stop must not cost what lies whole on the disk."""
-    disk, hangs, real = tmp_path / "disk", threading.Event(), Mirror.put
+    """A store that hangs, as while a run is told to stop, must not cost what lies whole on the disk."""
+    disk, mirror, hangs, real = tmp_path / "disk", tmp_path / "mirror", threading.Event(), Mirror.put
     monkeypatch.setattr(Mirror, "put", lambda *args: hangs.wait(60) and real(*args))
-    store = CheckpointStore(disk, Process(), mirror=str(tmp_path / "mirror"))
+    store = CheckpointStore(disk, Process(), mirror=str(mirror))
     store.save({"value": 1}, {"counter": Counter(1)})
-    stopping = threading.Thread(target=store.commit)
-    stopping.start()
-    while not committed(disk):
-        assert stopping.is_alive()
-        time.sleep(0.01)
-    assert not store.written and stopping.is_alive() and Mirror(str(tmp_path / "mirror")).committed() == []
+    assert store.commit() is not None, "does not wait for the store"
+    assert [path.name for path in committed(disk)] == ["gen-000001"]
+    assert not store.written and Mirror(str(mirror)).committed() == []
     hangs.set()
-    stopping.join()
+    while not store.written:
+        time.sleep(0.001)
+    assert store.commit() is None and not store.written
     store.settle()
-    assert Mirror(str(tmp_path / "mirror")).committed() == [1]
+    assert Mirror(str(mirror)).committed() == [1]
+    store.save({"value": 2}, {"counter": Counter(2)})
+    store.commit()
+    store.save({"value": 3}, {"counter": Counter(3)})  # waits for the copy of the second
+    store.commit()
+    store.settle()
+    assert Mirror(str(mirror)).committed() == [3, 2]
 
 
 def test_snapshots_outlive_the_disk(tmp_path: Path) -> None:

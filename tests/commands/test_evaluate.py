@@ -25,7 +25,7 @@ from pipeline.torchvision_shim import declare_missing_operators
 from tests.data.small_shards import picture, write_pictures
 from tests.formula import formula_tensors
 from tests.ranks import run_ranks
-from tests.small_autoencoder import small_autoencoder
+from tests.small_models import small_autoencoder
 
 CONFIG = small_autoencoder(norm_groups=2)
 NUM_PICTURES, LEFT_OUT = 9, 4

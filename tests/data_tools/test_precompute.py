@@ -23,7 +23,7 @@ from pipeline.models.text import TextTower, TrainableTextConfig, build_text_towe
 from pipeline.randomness import Draws
 from pipeline.stages.diffusion_inputs import Inputs
 from tests.data.small_shards import samples, write_dataset, write_pictures
-from tests.small_autoencoder import small_autoencoder
+from tests.small_models import small_autoencoder
 
 CPU = torch.device("cpu")
 MODEL = small_autoencoder(latent_channels=3, embedding_dim=3)

@@ -9,7 +9,7 @@ from pipeline.config import UserError
 from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.autoencoder.tiling import tiled
 from tests.formula import formula
-from tests.small_autoencoder import small_autoencoder
+from tests.small_models import small_autoencoder
 
 CONFIG = small_autoencoder(norm_groups=1, resolution=64)
 

@@ -14,26 +14,17 @@ from pipeline.distributed import process as processes
 from pipeline.distributed.ema import EmaConfig
 from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import Process
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.condition import InpaintConfig, UpscaleConfig
 from pipeline.models.text import NULL_PROMPT, TrainableTextConfig
-from pipeline.models.unet import UNetConfig
 from pipeline.optim import OptimConfig
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig, in_step
 from tests.ranks import run_ranks
+from tests.small_models import small_autoencoder, small_unet
 from tests.stages.waits import waits_of
 
 CONFIG = DiffusionStageConfig(
-    unet=UNetConfig(
-        latent_channels=4,
-        channels=16,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_factors=(2,),
-        num_heads=2,
-        context_dim=16,
-        num_groups=8,
-    ),
+    unet=small_unet(),
     text=TrainableTextConfig(width=16, num_layers=1, num_heads=2, context_length=12),
     objective=ObjectiveConfig(prediction="v", min_snr_gamma=5.0),
     sampling=SamplingConfig(num_steps=2, guidance_scale=2.0),
@@ -44,17 +35,7 @@ CAPTIONS = ["a red circle", "a blue square", "a green star"]
 
 
 def first_stage() -> Autoencoder:
-    config = AutoencoderConfig(
-        channels=8,
-        channel_multipliers=(1, 1, 1),
-        num_res_blocks=1,
-        mid_attention=False,
-        norm_groups=4,
-        latent_channels=4,
-        embedding_dim=4,
-        resolution=32,
-    )
-    autoencoder = Autoencoder(config, seed=3)
+    autoencoder = Autoencoder(small_autoencoder(channel_multipliers=(1, 1, 1), resolution=32), seed=3)
     autoencoder.latent_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
     autoencoder.latent_std.copy_(torch.tensor([0.5, 1.5, 1.0, 2.0]))
     return autoencoder

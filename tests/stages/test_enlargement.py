@@ -16,45 +16,26 @@ from pipeline.distributed.engine import EngineConfig
 from pipeline.distributed.process import start
 from pipeline.generate import Generator
 from pipeline.losses.reconstruction import ReconstructionConfig
-from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
+from pipeline.models.autoencoder import Autoencoder
 from pipeline.models.condition import UpscaleConfig
 from pipeline.models.text import TrainableTextConfig
-from pipeline.models.unet import UNetConfig
 from pipeline.optim import OptimConfig
 from pipeline.quantizers.lattice import FsqConfig
 from pipeline.stages.autoencoder import AutoencoderStage, AutoencoderStageConfig
 from pipeline.stages.diffusion import DiffusionStage, DiffusionStageConfig
 from pipeline.stages.diffusion_evaluation import UNetMeter
+from tests.small_models import small_autoencoder, small_unet
 
 SIDE, BATCH, FIRST_STEPS, SECOND_STEPS = 32, 16, 700, 400
 AVERAGE = EmaConfig(decay=0.98)
 ENGINE = EngineConfig(kind="accelerate")
 FIRST = AutoencoderStageConfig(
-    model=AutoencoderConfig(
-        channels=16,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        mid_attention=False,
-        norm_groups=1,
-        latent_channels=4,
-        embedding_dim=4,
-        resolution=SIDE,
-        quantizer=FsqConfig(levels=(32, 32, 32, 32)),
-    ),
+    model=small_autoencoder(channels=16, norm_groups=1, resolution=SIDE, quantizer=FsqConfig(levels=(32, 32, 32, 32))),
     reconstruction=ReconstructionConfig(l1_weight=0.1, l2_weight=1.0, edge_weight=4.0, perceptual_weight=0),
     ema=AVERAGE,
 )
 SECOND = DiffusionStageConfig(
-    unet=UNetConfig(
-        latent_channels=4,
-        channels=32,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_factors=(2,),
-        num_heads=2,
-        context_dim=16,
-        num_groups=8,
-    ),
+    unet=small_unet(channels=32),
     text=TrainableTextConfig(width=16, num_layers=1, num_heads=2, context_length=16),
     condition=UpscaleConfig(factor=4),
     objective=ObjectiveConfig(prediction="x0", schedule=ScheduleConfig(zero_terminal_snr=True)),
